@@ -8,10 +8,9 @@
  * Read it from top to bottom, as a request falls through it: the guards ask what concerns every
  * request, in the order of the protocol, and the first that objects answers; then comes the route.
  * There each outcome is a paragraph: the question, why this code and not its neighbour,
- * `set.status`, the answer. Nothing derives a status from elsewhere, so what is promised to a
- * client stands where it is decided. A § is a section of RFC 9110, HTTP Semantics.
+ * `set.status`, the answer. A status is a promise to the client, so it is never derived or thrown:
+ * it stands where it is decided. A § is a section of RFC 9110, HTTP Semantics.
  */
-import { cors } from "@elysiajs/cors";
 import { swagger } from "@elysiajs/swagger";
 import { SQL } from "bun";
 import { Database } from "bun:sqlite";
@@ -20,7 +19,7 @@ import { timingSafeEqual } from "node:crypto";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-// The docs page is served from here, because a classroom may have no network.
+// The docs page comes from here: a classroom may have no network.
 // @ts-expect-error: TypeScript has no type for a file.
 import icon from "swagger-ui-dist/favicon-32x32.png" with { type: "file" };
 // @ts-expect-error
@@ -45,50 +44,44 @@ function setting(name: string, fallback: string, makesSense: RegExp, mayBe: stri
 }
 
 const withoutPassword = (url: string) => url.replace(/.*@/s, "…@").replace(/\?.*/s, "");
-const split = (text: string) =>
-  text
-    .toLowerCase()
-    .split(/\s*,\s*/)
-    .filter(Boolean);
+const split = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
 
 const PORTS = /^([0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])$/;
 const STORES = "sqlite://FILE, sqlite://:memory: or postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+const HOSTS = /^[\w.-]+(\s*,\s*[\w.-]+)*$/;
 const ORIGINS = /^(\*|https?:\/\/[\w.:[\]-]+)(\s*,\s*(\*|https?:\/\/[\w.:[\]-]+))*$/i;
 const ASCII = "visible ASCII characters without a space";
 
-const PORT = Number(setting("PORT", "3000", PORTS, "a free port from 0 to 65535"));
+const PORT = setting("PORT", "3000", PORTS, "a free port from 0 to 65535");
 const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, "a name or an address of this machine");
-const DATABASE_URL = setting(
-  "DATABASE_URL",
-  "sqlite://items.sqlite",
-  /^(sqlite|postgres(ql)?):\/\/./,
-  STORES,
-);
+const STORE = /^(sqlite|postgres(ql)?):\/\/./;
+const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", STORE, STORES);
 const TOKEN = setting("TOKEN", "", /^[!-~]+$/, ASCII);
-const READ_TOKEN = setting("READ_TOKEN", "", TOKEN ? /^[!-~]+$/ : /^$/, `${ASCII}, beside a TOKEN`);
-const ALLOWED_HOSTS = split(
-  setting("ALLOWED_HOSTS", "", /^[\w.,\s-]+$/, "host names, without ports, and commas"),
+const READ_TOKEN = setting(
+  "READ_TOKEN",
+  "",
+  TOKEN ? /^[!-~]+$/ : /^$/,
+  `${ASCII}, and a TOKEN set`,
 );
+const ALLOWED_HOSTS = split(setting("ALLOWED_HOSTS", "", HOSTS, "names of hosts without a port"));
 const CORS_ORIGIN = split(
-  setting("CORS_ORIGIN", "", ORIGINS, "* or origins like http://localhost:5173, and commas"),
+  setting("CORS_ORIGIN", "", ORIGINS, "* or origins like http://a.test:81"),
 );
-const RATE = Number(setting("RATE", "0", /^[1-9]\d{0,5}$/, "a whole number from 1 to 999999"));
-const DELAY = Number(
-  setting("DELAY", "0", /^\d{1,5}$/, "a whole number of milliseconds, up to 99999"),
-);
+const RATE = +setting("RATE", "0", /^[1-9]\d{0,5}$/, "a whole number from 1 to 999999");
+const DELAY = +setting("DELAY", "0", /^\d{1,5}$/, "a whole number of milliseconds up to 99999");
 const REHEARSE = setting("REHEARSE", "0", /^1$/, "0 or 1") === "1";
 const LOG = setting("LOG", process.stdout.isTTY ? "on" : "off", /^(on|off)$/, "on or off") === "on";
 const BODY_LIMIT = 65_536; // bytes
 
 // ── Store ── a 2xx to a write is a promise: it is on the disk before the answer leaves ───────────
 //
-// The SQL is written once, in PostgreSQL's words; SQLite gets the two that it spells otherwise.
+// The SQL is written once. `$1` comes before `$2` in it, for SQLite takes them as names, in order.
 // A write is one statement that also says what it replaces: atomic on every engine, and between
 // processes. One that replaces nothing has lost a race, and asks its questions again.
 
 /** An item as the store keeps it. */
 type Item = { id: string; name: string };
-type Query = (sql: string, ...values: (string | number | null)[]) => Promise<Item[]>;
+type Query = (sql: string, ...values: (string | number | null)[]) => Item[] | Promise<Item[]>;
 type Store = { read: Query; write: Query; script: (sql: string) => unknown; close: () => unknown };
 
 const CREATE = `create table items (id text collate "C" primary key, name text not null);
@@ -96,22 +89,21 @@ const CREATE = `create table items (id text collate "C" primary key, name text n
 const FIND = "select id, name from items where id = $1";
 const PAGE = `select id, name from items where id > $1 and name = coalesce($2, name)
   order by id limit $3`;
-const INSERT = `insert into items (id, name) values ($1, $2) on conflict do nothing returning *`;
-const UPDATE = "update items set name = $2 where id = $1 and name = $3 returning *";
-const DELETE = "delete from items where id = $1 and name = $2 returning *";
+const INSERT = "insert into items (id, name) values ($1, $2) on conflict do nothing returning id";
+const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning id";
+const DELETE = "delete from items where id = $1 and name = $2 returning id";
 
-/** Bun's own SQLite: the writes of one turn of the event loop share one commit, all or none. */
+/** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
 function sqlite(file: string): Store {
-  type Write = PromiseWithResolvers<Item[]> & { sql: string; values: never[]; until: number };
   const db = new Database(file);
   db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
-  const spell = (sql: string) => sql.replaceAll("$", "?").replace('collate "C"', "");
-  const query = (sql: string, values: never[]) =>
-    db.query<Item, never[]>(spell(sql)).all(...values);
+  const query = (sql: string, values: unknown[]) =>
+    db.query<Item, never[]>(sql).all(...(values as never[]));
+  type Write = PromiseWithResolvers<Item[]> & { sql: string; values: unknown[]; until: number };
+  const waiting: Write[] = [];
   const transaction = db.transaction((writes: Write[]) =>
     writes.map(({ sql, values }) => query(sql, values)),
   );
-  const waiting: Write[] = [];
 
   function commit() {
     const writes = waiting.splice(0);
@@ -119,138 +111,131 @@ function sqlite(file: string): Store {
       const rows = transaction.immediate(writes);
       writes.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
     } catch (error) {
-      // While another process holds the lock, reads go on and the writes wait for a second.
-      const isEarly = isOutOfReach(error) && writes.every(({ until }) => Date.now() < until);
-      if (isEarly) setTimeout(commit, 5, waiting.unshift(...writes));
+      // Another process may hold the lock: reads go on, and the writes wait for up to a second.
+      const mayWait = isOutOfReach(error) && writes.every(({ until }) => Date.now() < until);
+      if (mayWait) setTimeout(commit, 5, waiting.unshift(...writes));
       else writes.forEach(({ reject }) => reject(error));
     }
   }
 
-  return {
-    read: async (sql, ...values) => query(sql, values as never[]),
-    write(sql, ...values) {
-      const write = {
-        ...Promise.withResolvers<Item[]>(),
-        sql,
-        values: values as never[],
-        until: Date.now() + 1000,
-      };
-      if (waiting.push(write) === 1) setImmediate(commit);
-      return write.promise;
-    },
-    script: (sql) => db.transaction(() => db.run(spell(sql))).immediate(),
-    close: () => db.close(),
-  };
+  function write(sql: string, ...values: unknown[]) {
+    const write = { ...Promise.withResolvers<Item[]>(), sql, values, until: Date.now() + 1000 };
+    if (waiting.push(write) === 1) setImmediate(commit);
+    return write.promise;
+  }
+
+  // SQLite's own order of text is that of "C", by code point.
+  const script = (sql: string) => db.transaction(() => db.run(sql.replace('collate "C"', "")))();
+  return { read: (sql, ...values) => query(sql, values), write, script, close: () => db.close() };
 }
 
 /** PostgreSQL, or what speaks its protocol. One that keeps silent is out of reach. */
 function postgres(url: string): Store {
   const sql = new SQL(url, { max: 16, connectionTimeout: 3 });
-  const query: Query = async (text, ...values) => {
-    // It has no U+0000. No item has a control character, so U+0001 finds and sorts the same.
-    const sent = values.map((value) =>
-      typeof value === "string" ? value.replaceAll("\0", "\x01") : value,
+
+  function query(text: string, ...values: unknown[]) {
+    // U+0000 is unknown there. No item has a control character, so U+0001 finds and sorts alike.
+    const sent = values.map((each) =>
+      typeof each === "string" ? each.replaceAll("\0", "\x01") : each,
     );
     const { promise, reject } = Promise.withResolvers<never>();
     const timer = setTimeout(reject, 4000, { code: "ETIMEDOUT" });
     return Promise.race([sql.unsafe(text, sent), promise]).finally(() => clearTimeout(timer));
-  };
-  return {
-    read: query,
-    write: query,
-    script: (text) => sql.unsafe(text).simple(),
-    close: () => sql.close({ timeout: 1 }),
-  };
+  }
+
+  const script = (text: string) => sql.unsafe(text).simple();
+  return { read: query, write: query, script, close: () => sql.close({ timeout: 1 }) };
 }
 
-/** Whether another try may succeed: the store is locked, starting, full, or not to be reached. */
+/** Whether another try may succeed: the store is locked, starting, full or not to be reached. */
 function isOutOfReach(error: unknown) {
   const { code, errno } = Object(error) as { code?: string; errno?: string };
-  return /^(SQLITE_BUSY|SQLITE_LOCKED|ERR_POSTGRES_CONN|E(CONN|TIMEDOUT)|08|40|53|57)/.test(
-    `${errno ?? code}`,
+  return /^(SQLITE_(BUSY|LOCKED)|ERR_POSTGRES_CONN|ECONN|ETIME|08|40|53|57)/.test(
+    `${errno} ${code}`,
   );
 }
 
-/** The item with this id, if there is one. */
-const find = async (id: string): Promise<Item | undefined> => (await store.read(FIND, id))[0];
-
 /**
- * Puts `name` in the place of what is there, if `may` agrees to that, in one atomic step.
+ * Puts `name` in the place of what is there, if `may` agrees with that: one atomic step.
  * @param name the new name; `null` deletes the item, `undefined` leaves it as it is
  * @returns what was there before, whether or not it was replaced
  */
 async function replace(id: string, name: string | null | undefined, may: (now?: Item) => boolean) {
   for (;;) {
-    const now = await find(id);
+    const [now] = await store.read(FIND, id);
     if (name === undefined || !may(now)) return now;
-    const done = !now
+    const rows = !now
       ? await store.write(INSERT, id, name)
       : name === null
         ? await store.write(DELETE, id, now.name)
-        : await store.write(UPDATE, id, name, now.name);
-    if (done.length > 0) return now;
+        : await store.write(UPDATE, name, id, now.name);
+    if (rows.length > 0) return now;
   }
 }
 
 // ── Guards ── what is asked of every request, in the order of the protocol ───────────────────────
 
+/** What the guards look at, read from the request once. */
+type Asked = ReturnType<typeof look>;
 /** A status, the sentence that goes with it, and the question whose yes leads to both. */
-type Guard = [status: number, sentence: string, objects: (r: Request, client: string) => boolean];
+type Guard = [status: number, sentence: string, objects: (asked: Asked) => boolean];
 
 const TOO_LARGE = "The body must be at most 65536 bytes";
 const guards: Guard[] = [
   // 503, not a closed connection: the client learns that it may come back.
   [503, "The server is shutting down", () => closing.signal.aborted],
   // §7.2: without a Host, nobody knows whom the request is for.
-  [400, "Host must be given once, as host or host:port", (r) => hostOf(r) === ""],
+  [400, "Host must be given once, as host or host:port", ({ host }) => host === ""],
   // 421 ends DNS rebinding: a page that gave its own name this address is still not let in.
-  [421, "Host must be this machine or one of ALLOWED_HOSTS", (r) => !isHere(hostOf(r))],
+  [421, "Host must be this machine or one of ALLOWED_HOSTS", ({ host }) => !isHere(host)],
   // 501, not 405: no path of this server has the method.
-  [
-    501,
-    "This server does not have this method",
-    (r) => !paths.some((p) => p.methods.includes(r.method)),
-  ],
+  [501, "This server does not have this method", ({ method }) => !isOurs(method)],
   // Decoded with loss, it would name another item than the one that was meant.
-  [400, "The target must be percent-encoded UTF-8 without a fragment", (r) => !isTarget(r.url)],
-  [429, "Too many requests in this second", (_, client) => RATE > 0 && isOverRate(client)],
-  [404, "No such path", (r) => allow(r).length === 0],
+  [400, "The target must be percent-encoded UTF-8 without a fragment", ({ url }) => !isTarget(url)],
+  [429, "Too many requests in this second", ({ request }) => RATE > 0 && isOverRate(request)],
+  [404, "No such path", ({ methods }) => methods === undefined],
   // 405, not 404: the path is right, and Allow says what can be done with it.
-  [405, "This path does not have this method", (r) => !allow(r).includes(r.method)],
+  [405, "This path does not have this method", (asked) => !asked.methods?.includes(asked.method)],
   // 401, not 403: with another token the request would go through.
-  [401, "A bearer token that this server knows is required", (r) => !mayRead(r)],
-  // 403, not 401: the server knows this token, which is not enough.
-  [403, "The read token may not write", (r) => !mayWrite(r)],
+  [401, "A bearer token that this server knows is required", (asked) => !mayRead(asked)],
+  // 403, not 401: the server knows this token, and it is not enough.
+  [403, "The read token may not write", (asked) => !mayWrite(asked)],
   // JSON only: a form or text/plain is what a page of any origin sends without asking.
-  [415, "Content-Type must be JSON in UTF-8", (r) => hasBody(r) && !isJson(r)],
+  [415, "Content-Type must be JSON in UTF-8", (asked) => hasBody(asked) && !isJson(asked)],
   // What is small but unpacks to something large would slip through the limit below.
-  [415, "Content-Encoding must be identity", (r) => hasBody(r) && isEncoded(r)],
+  [415, "Content-Encoding must be identity", (asked) => hasBody(asked) && isEncoded(asked)],
   // The size is announced, so none of it needs to be read.
-  [413, TOO_LARGE, (r) => hasBody(r) && Number(r.headers.get("content-length")) > BODY_LIMIT],
+  [413, TOO_LARGE, (asked) => hasBody(asked) && isTooLarge(asked)],
 ];
 
 /** The fields that a status owes the client: what to send instead, or when to come back. */
-const owed: Record<number, (r: Request) => Record<string, string>> = {
+const owed: Record<number, (asked: Asked) => Record<string, string>> = {
   401: () => ({ "www-authenticate": 'Bearer realm="items"' }),
   403: () => ({ "www-authenticate": 'Bearer realm="items", error="insufficient_scope"' }),
-  405: (r) => ({ allow: allow(r).join(", ") }),
-  415: (r) => ({ accept: mediaTypes(r).join(", "), "accept-encoding": "identity" }),
+  405: ({ methods = [] }) => ({ allow: methods.join(", ") }),
+  415: (asked) => ({ accept: mediaTypes(asked).join(", "), "accept-encoding": "identity" }),
   429: () => ({ "retry-after": "1" }),
   503: () => ({ "retry-after": "1" }),
 };
 
 const closing = new AbortController();
-const HERE = new Set(["localhost", HOST, hostname(), ...ALLOWED_HOSTS]);
-const HOST_FIELD = /^([\w.-]+|\[[\da-f:.]+\])(:\d*)?$/i;
-const hostOf = (r: Request) =>
-  HOST_FIELD.exec(r.headers.get("host") ?? "")?.[1]?.toLowerCase() ?? "";
+const HERE = new Set(["localhost", HOST, hostname().toLowerCase(), ...ALLOWED_HOSTS]);
+
+function look(request: Request) {
+  const { headers, method, url } = request;
+  const host = /^([\w.-]+|\[[\da-f:.]+\])(:\d*)?$/i.exec(headers.get("host") ?? "")?.[1] ?? "";
+  const [start, end] = [url.indexOf("/", "http://".length), url.indexOf("?")];
+  const path = url.slice(start, end < 0 ? undefined : end);
+  const methods = paths.find(({ pattern }) => pattern.test(path))?.methods;
+  return { request, headers, host: host.toLowerCase(), method, methods, path, url };
+}
+
 const isHere = (host: string) =>
   HERE.has(host) || host.endsWith(".localhost") || isIP(host.replace(/^\[|\]$/g, "")) > 0;
-
-const pathOf = (r: Request) => r.url.slice(r.url.indexOf("/", 8)).split("?", 1)[0] ?? "";
-const allow = (r: Request) => paths.find(({ pattern }) => pattern.test(pathOf(r)))?.methods ?? [];
+const isOurs = (method: string) => paths.some(({ methods }) => methods.includes(method));
 
 function isTarget(url: string) {
+  if (!/[%#]/.test(url)) return true;
   try {
     return !url.includes("#") && decodeURIComponent(url) !== "";
   } catch {
@@ -260,7 +245,8 @@ function isTarget(url: string) {
 
 // Counted in a table of fixed size: two clients may share a slot, but no number of them fills it.
 const hits = { second: 0, slots: new Uint32Array(4096) };
-function isOverRate(client: string) {
+function isOverRate(request: Request) {
+  const client = app.server?.requestIP(request)?.address ?? "";
   const second = Math.floor(Date.now() / 1000);
   if (hits.second !== second) hits.slots.fill(0);
   hits.second = second;
@@ -268,36 +254,37 @@ function isOverRate(client: string) {
   return (hits.slots[slot] = (hits.slots[slot] ?? 0) + 1) > RATE;
 }
 
-const isSafe = ({ method }: Request) => /^(GET|HEAD|OPTIONS)$/.test(method);
-const isOpen = (r: Request) =>
-  TOKEN === "" || (isSafe(r) && (READ_TOKEN === "" || !pathOf(r).startsWith("/items")));
-const mayRead = (r: Request) => isOpen(r) || carries(r, TOKEN) || carries(r, READ_TOKEN);
-const mayWrite = (r: Request) => isOpen(r) || isSafe(r) || carries(r, TOKEN);
+const isSafe = ({ method }: Asked) => /^(GET|HEAD|OPTIONS)$/.test(method);
+const isOpen = (asked: Asked) =>
+  !TOKEN ||
+  (isSafe(asked) && (!READ_TOKEN || !/^\/items/.test(asked.path) || asked.method === "OPTIONS"));
+const mayRead = (asked: Asked) =>
+  isOpen(asked) || carries(asked, TOKEN) || carries(asked, READ_TOKEN);
+const mayWrite = (asked: Asked) => isOpen(asked) || isSafe(asked) || carries(asked, TOKEN);
 
-// Digests are compared, in constant time, so that the time tells nothing about the token.
-function carries(r: Request, token: string) {
-  const given = /^bearer +(\S+)$/i.exec(r.headers.get("authorization") ?? "")?.[1] ?? "";
+// Digests, compared in constant time: how long it takes tells nothing about the token.
+function carries({ headers }: Asked, token: string) {
+  const given = /^bearer +(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1] ?? "";
   return timingSafeEqual(Bun.SHA256.hash(given), Bun.SHA256.hash(token)) && token !== "";
 }
 
-const hasBody = ({ method }: Request) => method.startsWith("P");
-const isEncoded = (r: Request) => !/^(identity)?$/i.test(r.headers.get("content-encoding") ?? "");
-const mediaTypes = ({ method }: Request) => [
-  ...(method === "PATCH" ? ["application/merge-patch+json"] : []),
-  "application/json",
-];
-function isJson(r: Request) {
-  const [type = "", ...parameters] = (r.headers.get("content-type") ?? "")
-    .toLowerCase()
-    .split(/\s*;\s*/);
-  return (
-    mediaTypes(r).includes(type) &&
-    parameters.every((each) => /^(?!charset=)|="?utf-8"?$/.test(each))
-  );
+const hasBody = ({ method }: Asked) => /^P/.test(method);
+const isEncoded = ({ headers }: Asked) =>
+  !/^(identity)?$/i.test(headers.get("content-encoding") ?? "");
+const isTooLarge = ({ headers }: Asked) => Number(headers.get("content-length")) > BODY_LIMIT;
+const mediaTypes = ({ method }: Asked) =>
+  method === "PATCH" ? ["application/merge-patch+json", "application/json"] : ["application/json"];
+
+function isJson(asked: Asked) {
+  const field = asked.headers.get("content-type") ?? "";
+  const [type = "", ...parameters] = field.toLowerCase().split(/\s*;\s*/);
+  const isUtf8 = parameters.every((each) => /^(?!charset=)|^charset="?utf-8"?$/.test(each));
+  return mediaTypes(asked).includes(type) && isUtf8;
 }
 
 /** Whether Accept (§12.5.1) lets application/json through: the most specific range decides. */
-function acceptsJson(accept: string) {
+function acceptsJson(accept: string | null) {
+  if (!accept) return true;
   const ranges = accept
     .toLowerCase()
     .split(",")
@@ -306,30 +293,32 @@ function acceptsJson(accept: string) {
       return [type, Number(parameters.find((each) => each.startsWith("q="))?.slice(2) ?? 1)];
     });
   const weights = new Map(ranges);
-  return (
-    (weights.get("application/json") ?? weights.get("application/*") ?? weights.get("*/*") ?? 0) !==
-    0
-  );
+  const matching = ["application/json", "application/*", "*/*"].find((range) => weights.has(range));
+  return matching !== undefined && weights.get(matching) !== 0;
 }
 
 /** The entity tag (§8.8.3) of a representation: a digest, so a strong validator. */
 const etag = (representation: object) =>
   `"${Bun.SHA256.hash(JSON.stringify(representation), "base64")}"`;
 
-/** The first condition (§13.2.2) that does not hold for this entity tag. */
+/** The condition (§13.2.2) that does not hold for this entity tag, if there is one. */
 function failedCondition({ headers }: Request, tag: string | undefined) {
-  const names = (field: string, prefix: RegExp) =>
-    field === "*"
-      ? tag !== undefined
-      : field.match(/(W\/)?"[^"]*"/g)?.some((each) => each.replace(prefix, "") === tag);
   const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
-  if (match !== null && !names(match, /^$/)) return "If-Match";
-  if (noneMatch !== null && names(noneMatch, /^W\//)) return "If-None-Match";
+  if (match !== null && !names(match, tag, "strongly")) return "If-Match";
+  if (noneMatch !== null && names(noneMatch, tag, "weakly")) return "If-None-Match";
   return undefined;
 }
 
-/** Whether a write may replace this item: its conditions hold. */
-const holds = (r: Request, now?: Item) => !failedCondition(r, now && etag({ item: now.name }));
+/** Whether a list of entity tags names this one; `*` names any that there is. */
+function names(field: string, tag: string | undefined, compared: "strongly" | "weakly") {
+  if (field === "*") return tag !== undefined;
+  const tags = field.match(/(W\/)?"[^"]*"/g) ?? [];
+  return tags.some((each) => (compared === "weakly" ? each.replace("W/", "") : each) === tag);
+}
+
+/** Whether the conditions of a write hold for what is there now. */
+const holds = (request: Request, now: Item | undefined) =>
+  !failedCondition(request, now && etag({ item: now.name }));
 
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
 //
@@ -338,112 +327,125 @@ const holds = (r: Request, now?: Item) => !failedCondition(r, now && etag({ item
 
 // Any character but a control character (Cc) or half of a surrogate pair.
 const CHARACTER = String.raw`([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]|[\ud800-\udbff][\udc00-\udfff])`;
-
-const ID_RULE =
-  "id must be a string of 1 to 128 characters, none of them a control character, not . or ..";
-const NAME_RULE = "name must be a string of 1 to 1024 characters, none of them a control character";
+const ID_RULE = "id must be 1 to 128 characters, none of them a control character, and not . or ..";
+const NAME_RULE = "name must be 1 to 1024 characters, none of them a control character";
 const LIMIT_RULE = "limit must be a whole number from 1 to 100";
-const Id = t.String({
-  description: ID_RULE,
-  minLength: 1,
-  maxLength: 128,
-  pattern: String.raw`^(?!\.\.?$)${CHARACTER}+$`,
-});
-const Name = t.String({
-  description: NAME_RULE,
-  minLength: 1,
-  maxLength: 1024,
-  pattern: `^${CHARACTER}+$`,
-});
-const IS_ID = RegExp(Id.pattern ?? "");
-const NewItem = t.Object({ id: Id, name: Name }, { example: { id: "3", name: "cherry" } });
+const ONCE = "limit, after and name may be given once";
+const NOT_JSON = "The body must be JSON in UTF-8";
+
+const ID = { pattern: String.raw`^(?!\.\.?$)${CHARACTER}+$`, minLength: 1, maxLength: 128 };
+const NAME = { pattern: `^${CHARACTER}+$`, minLength: 1, maxLength: 1024 };
+const Id = t.String({ description: ID_RULE, ...ID, example: "3" });
+const Name = t.String({ description: NAME_RULE, ...NAME, example: "cherry" });
+const isId = (text: string) => RegExp(ID.pattern).test(text) && text.length <= ID.maxLength;
+const NewItem = t.Object({ id: Id, name: Name });
 const NewName = t.Object({ id: t.Optional(Id), name: Name }, { example: { name: "cherry" } });
 const Patch = t.Partial(NewName, { example: { name: "cherry" } });
 const Path = t.Object({ id: t.String({ description: "the id, percent-encoded", example: "1" }) });
 const Page = t.Object({
-  limit: t.Optional(
-    t.String({
-      description: LIMIT_RULE,
-      pattern: "^([1-9][0-9]?|100)$",
-      example: "20",
-    }),
-  ),
-  after: t.Optional(t.String({ description: "only items after this id", example: "1" })),
-  name: t.Optional(t.String({ description: "only items with this name", example: "banana" })),
+  limit: t.Optional(t.String({ description: LIMIT_RULE, pattern: "^([1-9][0-9]?|100)$" })),
+  after: t.Optional(t.String({ description: "only items after this id" })),
+  name: t.Optional(t.String({ description: "only items with exactly this name" })),
 });
+const TheItem = { item: t.String({ example: "apple" }) };
+const TheItems = { items: t.Array(t.Object({ id: t.String(), name: t.String() })) };
+const Created = { message: t.String({ enum: ["Item created"] }) };
+const Updated = { message: t.String({ enum: ["Item updated"] }) };
 
-const field = (name: string, description: string, example: string) => ({
-  [name]: { description, schema: { type: "string", example } },
-});
-const ETAG = field("ETag", "names this state of the representation", '"6sPk8w="');
-const LOCATION = field("Location", "where the item is", "/items/3");
-const LINK = field("Link", "the next page, if there is one", '</items?after=2>; rel="next"');
-const CHALLENGE = field("WWW-Authenticate", "how to ask again", 'Bearer realm="items"');
-const RETRY = field("Retry-After", "the seconds to wait", "1");
-const ACCEPTED = {
-  ...field("Accept", "the media types to send", "application/json"),
-  ...field("Accept-Encoding", "the encoding to send", "identity"),
+/** The fields that answers carry, and what each is for. */
+const FIELDS = {
+  Accept: "the media types to send",
+  "Accept-Encoding": "the encoding to send",
+  ETag: "names this state of the representation",
+  Link: "the next page, if there is one",
+  Location: "where it is",
+  "Retry-After": "the seconds to wait",
+  "WWW-Authenticate": "how to ask again",
 };
+type Field = keyof typeof FIELDS;
+const documented = (fields: Field[]) =>
+  Object.fromEntries(
+    fields.map((name) => [name, { description: FIELDS[name], schema: { type: "string" } }]),
+  );
 
-/** An answer, with when it is given and the fields that come with it. */
+/** An answer: when it is given, its members and its fields. */
 const answer = <Members extends Parameters<typeof t.Object>[0]>(
   when: string,
   members: Members,
-  fields = {},
-) => t.Object(members, { description: when, headers: fields });
+  ...fields: Field[]
+) => t.Object(members, { description: when, headers: documented(fields) });
 
 /** An answer without a body. */
-const empty = (when: string, fields = {}) => t.Void({ description: when, headers: fields });
+const empty = (when: string, ...fields: Field[]) =>
+  t.Void({ description: when, headers: documented(fields) });
 
-/** A refusal, with the sentences that it may say. */
-const refusal = (sentences: string[], fields = {}) =>
-  answer(sentences.join("; "), { error: t.String({ enum: sentences }) }, fields);
+/** A refusal: the sentences that it may say, and its fields. */
+const refusal = (sentences: string[], ...fields: Field[]) =>
+  answer(sentences.join("; "), { error: t.String({ enum: sentences }) }, ...fields);
 
 /** What the guards say with a status. */
 const said = (status: number): string[] =>
   guards.flatMap((guard) => (guard[0] === status ? guard[1] : []));
 
-const NOT_JSON = "The body must be JSON in UTF-8";
-const ONCE = "limit, after and name may be given once";
-const Created = { message: t.String({ enum: ["Item created"] }) };
-const Updated = { message: t.String({ enum: ["Item updated"] }) };
-const NoSuchItem = refusal(["Item not found"]);
-const OtherItem = refusal(["The id of the body must be that of the path"]);
-const Changed = refusal(["If-Match or If-None-Match does not hold"]);
-const Unchanged = empty("If-None-Match names what there is", ETAG);
-
-const Anywhere = {
+/** The outcomes that routes share. */
+const Shared = {
+  304: empty("If-None-Match names what there is", "ETag"),
   400: refusal(said(400)),
-  421: refusal(said(421)),
-  429: refusal(said(429), RETRY),
-  500: refusal(["Server error"]),
-  503: refusal([...said(503), "The store is busy or out of reach"], RETRY),
-};
-const Read = {
-  ...Anywhere,
-  401: refusal(said(401), CHALLENGE),
+  401: refusal(said(401), "WWW-Authenticate"),
+  403: refusal(said(403), "WWW-Authenticate"),
+  404: refusal(["Item not found"]),
   406: refusal(["Accept must allow application/json"]),
-};
-const Write = {
-  ...Read,
-  403: refusal(said(403), CHALLENGE),
+  409: refusal(["The id of the body must be that of the path"]),
+  412: refusal(["If-Match or If-None-Match does not hold"]),
   413: refusal(said(413)),
-  415: refusal(said(415), ACCEPTED),
+  415: refusal(said(415), "Accept", "Accept-Encoding"),
+  421: refusal(said(421)),
   422: refusal([ID_RULE, NAME_RULE]),
+  429: refusal(said(429), "Retry-After"),
+  500: refusal(["Server error"]),
+  503: refusal([...said(503), "The store is busy or out of reach"], "Retry-After"),
 };
-const { 406: _, 413: __, 415: ___, 422: ____, ...Delete } = Write;
+
+/** Those of the shared outcomes that a route has; four are everywhere. */
+const shared = <Status extends keyof typeof Shared>(...statuses: Status[]) => {
+  const all = [...statuses, 421, 429, 500, 503] as const;
+  return Object.fromEntries(all.map((status) => [status, Shared[status]])) as {
+    [Each in (typeof all)[number]]: (typeof Shared)[Each];
+  };
+};
 
 /** The documentation of an operation. */
-const about = (operationId: string, summary: string, description: string) =>
-  ({
-    detail: { operationId, summary, description, tags: ["items"] },
-  }).detail;
-
-const asset = (body: Blob | string, type: string) =>
-  new Response(body, { headers: { "content-type": type } });
-const PAGE_SCRIPT = ``;
+const about = (operationId: string, summary: string, description: string) => ({
+  detail: { operationId, summary, description, tags: ["items"] },
+});
 
 // ── App ── what happens around every route: the log, the guards, the body, the errors ────────────
+
+const HIDDEN = { detail: { hide: true } };
+const asset = (body: Blob | string, type: string) =>
+  new Response(body, { headers: { "content-type": type } });
+
+/** What the plugin cannot say: bodies are JSON only, and PATCH takes a merge patch as well. */
+function asServed(key: string, value: Record<string, { content: Record<string, unknown> }>) {
+  const json = value?.["application/json"];
+  if (key === "patch" && value.requestBody)
+    value.requestBody.content["application/merge-patch+json"] =
+      value.requestBody.content["application/json"];
+  return key === "content" ? { "application/json": json } : value;
+}
+
+// Swagger UI in the place of Scalar, whose page the plugin writes: it needs no network.
+const PAGE_SCRIPT = `
+  const add = (tag, members) => document.head.append(Object.assign(document.createElement(tag), members));
+  const domNode = document.body.appendChild(document.createElement("main"));
+  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.lang = "en";
+  document.documentElement.classList.toggle("dark-mode", isDark);
+  add("link", { rel: "icon", href: "/favicon.ico" });
+  add("link", { rel: "stylesheet", href: "/swagger/ui.css" });
+  add("script", { src: "/swagger/ui.js", onload: () => SwaggerUIBundle({ url: "/swagger/json", domNode }) });`;
+const PAGE_STYLE = `
+  .swagger-ui .response-col_status { font-size: 24px; font-weight: bold }`;
 
 /** What a validator has to say of one value. */
 type ValueError = { path: string; value: unknown; schema: { description?: string } };
@@ -451,49 +453,67 @@ type ValueError = { path: string; value: unknown; schema: { description?: string
 /** An error whose message is for the client. */
 class Refused extends Error {}
 
+/** Whether each member of the query of a list is there once. */
+function unambiguous({ request, set }: Pick<Context, "request" | "set">) {
+  const members = [...new URL(request.url).searchParams.keys()].filter(
+    (each) => each in Page.properties,
+  );
+  if (new Set(members).size === members.length) return;
+  set.status = 400;
+  return { error: ONCE };
+}
+
 /** Whether the client takes what the route answers; asked after the body, before the store. */
 function acceptable({ request, set }: Pick<Context, "request" | "set">) {
-  if (acceptsJson(request.headers.get("accept") || "*/*")) return;
+  if (acceptsJson(request.headers.get("accept"))) return;
   set.status = 406;
   return { error: "Accept must allow application/json" };
 }
 
 const app = new Elysia({ strictPath: true })
   .headers({ "cache-control": "no-cache", "x-content-type-options": "nosniff" })
-  .use(
-    CORS_ORIGIN.length > 0
-      ? cors({
-          origin: CORS_ORIGIN.includes("*") ? () => true : CORS_ORIGIN,
-          preflight: false,
-          credentials: false,
-          methods: ["GET", "POST", "PUT", "PATCH", "DELETE"],
-          allowedHeaders: ["Authorization"],
-          exposeHeaders: ["ETag"],
-        })
-      : new Elysia(),
+  // The one place that sees every answer on its way out.
+  .wrap((next) =>
+    !LOG && DELAY === 0
+      ? next
+      : async (request: Request) => {
+          const start = performance.now();
+          const response = (await next(request)) as unknown as Response;
+          if (DELAY > 0) await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
+          if (LOG) await log(request, response, performance.now() - start);
+          return response;
+        },
   )
 
-  // The one place that sees every answer on its way out.
-  .wrap((next) => async (request: Request) => {
-    const start = performance.now();
-    const response = (await next(request)) as unknown as Response;
-    if (DELAY > 0) await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
-    if (LOG) await log(request, response, performance.now() - start);
-    return response;
+  // A page of another origin may read the answers, refusals too, if CORS_ORIGIN names it.
+  .onRequest(({ request, set }) => {
+    if (CORS_ORIGIN.length === 0) return;
+    const origin = request.headers.get("origin") ?? "";
+    const mayRead = CORS_ORIGIN.includes("*") || CORS_ORIGIN.includes(origin);
+    set.headers.vary = "Origin";
+    if (mayRead && origin) set.headers["access-control-allow-origin"] = origin;
+    set.headers["access-control-expose-headers"] =
+      `Allow, Preference-Applied, ${Object.keys(FIELDS)}`;
   })
 
-  .onRequest(({ request, server, set }) => {
-    const client = (RATE > 0 && server?.requestIP(request)?.address) || "";
+  .onRequest(({ request, set }) => {
+    const asked = look(request);
     for (const [status, sentence, objects] of guards) {
-      if (!objects(request, client)) continue;
-      Object.assign(set.headers, owed[status]?.(request));
+      if (!objects(asked)) continue;
+      Object.assign(set.headers, owed[status]?.(asked));
       set.status = status;
       return { error: sentence };
     }
 
     // §9.3.7: what can be done here? A preflight of CORS asks the same.
     if (request.method === "OPTIONS") {
-      set.headers.allow = allow(request).join(", ");
+      const methods = asked.methods?.join(", ") ?? "";
+      set.headers.allow = methods;
+      if (set.headers["access-control-allow-origin"]) {
+        set.headers["access-control-allow-methods"] = methods;
+        set.headers["access-control-allow-headers"] =
+          "*, Authorization, Content-Type, If-Match, If-None-Match, Prefer";
+      }
       set.status = 204;
       return new Response(null, { status: 204 });
     }
@@ -501,7 +521,7 @@ const app = new Elysia({ strictPath: true })
     // `Prefer: code=503` (RFC 7240): a front end may rehearse how the server fails.
     const rehearsed = REHEARSE && /\bcode=([45]\d\d)\b/.exec(request.headers.get("prefer") ?? "");
     if (rehearsed) {
-      Object.assign(set.headers, owed[Number(rehearsed[1])]?.(request));
+      Object.assign(set.headers, owed[Number(rehearsed[1])]?.(asked));
       set.headers["preference-applied"] = rehearsed[0];
       set.status = Number(rehearsed[1]);
       return { error: "Rehearsed, because Prefer asks for it" };
@@ -563,7 +583,7 @@ const app = new Elysia({ strictPath: true })
 
     // 503, not 500: nothing is broken, and another try may succeed.
     if (isOutOfReach(error)) {
-      Object.assign(set.headers, owed[503]?.(request));
+      Object.assign(set.headers, owed[503]?.(look(request)));
       set.status = 503;
       return { error: "The store is busy or out of reach" };
     }
@@ -584,26 +604,14 @@ const app = new Elysia({ strictPath: true })
       set.status = 302;
     },
     {
-      detail: about("start", "Start here", "Leads a browser to the docs."),
-      response: {
-        ...Anywhere,
-        302: empty("The docs are at /swagger", field("Location", "where the docs are", "/swagger")),
-      },
+      ...HIDDEN,
+      response: { 302: empty("The docs are at /swagger", "Location"), ...shared(400) },
     },
   )
 
   .get(
     "/items",
     async ({ query, request, set }) => {
-      // A member that comes twice leaves open which one is meant.
-      const members = [...new URL(request.url).searchParams.keys()].filter(
-        (key) => key in Page.properties,
-      );
-      if (members.length !== new Set(members).size) {
-        set.status = 400;
-        return { error: ONCE };
-      }
-
       const limit = Number(query.limit ?? 20);
       const found = await store.read(PAGE, query.after ?? "", query.name ?? null, limit + 1);
       const items = found.slice(0, limit);
@@ -631,23 +639,13 @@ const app = new Elysia({ strictPath: true })
       return { items };
     },
     {
-      beforeHandle: acceptable,
+      beforeHandle: [unambiguous, acceptable],
       query: Page,
-      detail: about(
-        "listItems",
-        "List items",
-        "Page through the items, in the order of their ids.",
-      ),
+      ...about("listItems", "List items", "Page through the items, in the order of their ids."),
       response: {
-        ...Read,
-        200: answer(
-          "The items of this page",
-          { items: t.Array(t.Object({ id: t.String(), name: t.String() })) },
-          { ...ETAG, ...LINK },
-        ),
-        304: Unchanged,
+        200: answer("The items of this page", TheItems, "ETag", "Link"),
         400: refusal([LIMIT_RULE, ONCE, ...said(400)]),
-        412: Changed,
+        ...shared(304, 401, 406, 412),
       },
     },
   )
@@ -672,20 +670,16 @@ const app = new Elysia({ strictPath: true })
     {
       beforeHandle: acceptable,
       body: NewItem,
-      detail: about(
-        "createItem",
-        "Create an item",
-        "Create an item under an id that is still free.",
-      ),
+      ...about("createItem", "Create an item", "Create an item under an id that is still free."),
       response: {
-        ...Write,
-        201: answer("The id was free", Created, { ...ETAG, ...LOCATION }),
+        201: answer("The id was free", Created, "ETag", "Location"),
         400: refusal([
           NOT_JSON,
           "Bad request, id and name required",
           "Item already exists",
           ...said(400),
         ]),
+        ...shared(401, 403, 406, 413, 415, 422),
       },
     },
   )
@@ -693,7 +687,7 @@ const app = new Elysia({ strictPath: true })
   .get(
     "/items/:id",
     async ({ params, request, set }) => {
-      const item = await find(params.id);
+      const [item] = await store.read(FIND, params.id);
 
       // 404 before 412: there is nothing whose state a condition could name.
       if (!item) {
@@ -721,13 +715,10 @@ const app = new Elysia({ strictPath: true })
     {
       beforeHandle: acceptable,
       params: Path,
-      detail: about("getItem", "Get an item", "Read one item, or ask whether it has changed."),
+      ...about("getItem", "Get an item", "Read one item, or ask whether it has changed."),
       response: {
-        ...Read,
-        200: answer("The item exists", { item: t.String({ example: "apple" }) }, ETAG),
-        304: Unchanged,
-        404: NoSuchItem,
-        412: Changed,
+        200: answer("The item exists", TheItem, "ETag"),
+        ...shared(304, 400, 401, 404, 406, 412),
       },
     },
   )
@@ -736,7 +727,7 @@ const app = new Elysia({ strictPath: true })
     "/items/:id",
     async ({ body: { id, name }, params, request, set }) => {
       // 422, not 404: on this path an item would be created.
-      if (!IS_ID.test(params.id) || params.id.length > 128) {
+      if (!isId(params.id)) {
         set.status = 422;
         return { error: ID_RULE };
       }
@@ -772,14 +763,12 @@ const app = new Elysia({ strictPath: true })
       beforeHandle: acceptable,
       params: Path,
       body: NewName,
-      detail: about("putItem", "Replace an item", "Put an item in its place, or create it there."),
+      ...about("putItem", "Replace an item", "Put an item in its place, or create it there."),
       response: {
-        ...Write,
-        200: answer("The item existed", Updated, ETAG),
-        201: answer("The item did not exist", Created, { ...ETAG, ...LOCATION }),
+        200: answer("The item existed", Updated, "ETag"),
+        201: answer("The item did not exist", Created, "ETag", "Location"),
         400: refusal([NOT_JSON, "Bad request, name required", ...said(400)]),
-        409: OtherItem,
-        412: Changed,
+        ...shared(401, 403, 406, 409, 412, 413, 415, 422),
       },
     },
   )
@@ -818,14 +807,11 @@ const app = new Elysia({ strictPath: true })
       beforeHandle: acceptable,
       params: Path,
       body: Patch,
-      detail: about("patchItem", "Change an item", "Change what the merge patch (RFC 7396) names."),
+      ...about("patchItem", "Change an item", "Change what the merge patch (RFC 7396) names."),
       response: {
-        ...Write,
-        200: answer("The item existed", Updated, ETAG),
+        200: answer("The item existed", Updated, "ETag"),
         400: refusal([NOT_JSON, "Bad request, an object required", ...said(400)]),
-        404: NoSuchItem,
-        409: OtherItem,
-        412: Changed,
+        ...shared(401, 403, 404, 406, 409, 412, 413, 415, 422),
       },
     },
   )
@@ -851,22 +837,23 @@ const app = new Elysia({ strictPath: true })
     },
     {
       params: Path,
-      detail: about("deleteItem", "Delete an item", "Delete an item for good."),
-      response: {
-        ...Delete,
-        204: empty("The item existed"),
-        404: NoSuchItem,
-        412: Changed,
-      },
+      ...about("deleteItem", "Delete an item", "Delete an item for good."),
+      response: { 204: empty("The item existed"), ...shared(400, 401, 403, 404, 412) },
     },
   )
 
-  // ── Docs ── at /swagger, whole from this file and two files of swagger-ui-dist ─────────────────
+  // ── Docs ── at /swagger, whole from this file and what swagger-ui-dist ships ───────────────────
 
+  .onAfterHandle(({ response, set }) => {
+    // Nothing comes from elsewhere, and nobody may frame a page that can write.
+    set.headers["content-security-policy"] =
+      "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+    if (Object(response).openapi) return JSON.parse(JSON.stringify(response), asServed);
+  })
   .use(
     swagger({
       scalarCDN: "/swagger/page.js",
-      excludeStaticFile: true,
+      scalarConfig: { customCss: PAGE_STYLE },
       documentation: {
         info: {
           title: "Items",
@@ -876,21 +863,18 @@ const app = new Elysia({ strictPath: true })
           license: { name: "MIT", url: "https://opensource.org/license/mit" },
         },
         servers: [{ url: "/", description: "this server" }],
-        tags: [{ name: "items", description: "The items and the way to them" }],
-        ...(TOKEN && {
-          security: [{ bearer: [] }],
-          components: { securitySchemes: { bearer: { type: "http", scheme: "bearer" } } },
-        }),
-        ...(!TOKEN && { security: [] }),
+        tags: [{ name: "items", description: "The items, and the way to them" }],
+        security: TOKEN ? [{ bearer: [] }] : [],
+        components: TOKEN
+          ? { securitySchemes: { bearer: { type: "http", scheme: "bearer" } } }
+          : {},
       },
     }),
   )
-  .get("/swagger/page.js", () => asset(PAGE_SCRIPT, "text/javascript"), { detail: { hide: true } })
-  .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), {
-    detail: { hide: true },
-  })
-  .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), { detail: { hide: true } })
-  .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), { detail: { hide: true } });
+  .get("/swagger/page.js", () => asset(PAGE_SCRIPT, "text/javascript"), HIDDEN)
+  .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), HIDDEN)
+  .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), HIDDEN)
+  .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), HIDDEN);
 
 /** The type of the app, for Elysia's client: `treaty<App>("127.0.0.1:3000")`. */
 export type App = typeof app;
@@ -944,7 +928,7 @@ async function log(request: Request, response: Response, milliseconds: number) {
   const colour = isColoured
     ? `\x1b[${["", "", "32", "36", "33", "31"][Math.floor(status / 100)]}m`
     : "";
-  const path = pathOf(request).replace(/[^!-~]/g, encodeURIComponent);
+  const path = look(request).path.replace(/[^!-~]/g, encodeURIComponent);
   const time = `${milliseconds.toFixed(1)} ms`;
   const shown = `${colour}${isGone ? "gone" : status}${colour && "\x1b[0m"}`;
   print([shown, request.method, path, time, why, star].filter(Boolean).join("  "));
