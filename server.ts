@@ -67,7 +67,7 @@ const ALLOWED_HOSTS = split(setting("ALLOWED_HOSTS", "", HOSTS, "names of hosts 
 const CORS_ORIGIN = split(
   setting("CORS_ORIGIN", "", ORIGINS, "* or origins like http://a.test:81"),
 );
-const RATE = +setting("RATE", "0", /^[1-9]\d{0,5}$/, "a whole number from 1 to 999999");
+const RATE = +setting("RATE", "0", /^\d{1,6}$/, "a whole number up to 999999");
 const DELAY = +setting("DELAY", "0", /^\d{1,5}$/, "a whole number of milliseconds up to 99999");
 const REHEARSE = setting("REHEARSE", "0", /^1$/, "0 or 1") === "1";
 const LOG = setting("LOG", process.stdout.isTTY ? "on" : "off", /^(on|off)$/, "on or off") === "on";
@@ -899,75 +899,82 @@ const codes = new Set([
 const seen = new Set<number>();
 
 const terminal = Bun.stdout.writer();
-const isColoured = process.stdout.isTTY && !Bun.env.NO_COLOR;
 let isPrinting = false;
 
 /** Prints a line; the lines of one turn of the event loop go out together. */
 function print(line: string) {
   terminal.write(`${line}\n`);
-  if (!isPrinting) setImmediate(() => void (isPrinting = !terminal.flush()));
+  if (isPrinting) return;
   isPrinting = true;
+  setImmediate(() => {
+    isPrinting = false;
+    terminal.flush();
+  });
 }
 
-/** Prints the line of one request: what went out, for what, how long it took, and why. */
+/** Prints the line of a request: what went out, for what, how long it took, and why. */
 async function log(request: Request, response: Response, milliseconds: number) {
-  const { status } = response;
+  const { headers, status } = response;
   const isGone = request.signal.aborted;
-  const isRehearsed = response.headers.has("preference-applied");
-  const why =
-    status < 400
-      ? ""
-      : ((
-          await response
-            .clone()
-            .json()
-            .catch(() => ({}))
-        ).error ?? "");
-  const isNew = !isGone && !isRehearsed && codes.has(status) && seen.size < seen.add(status).size;
-  const star = isNew ? `★ ${seen.size} of ${codes.size}` : "";
-  const colour = isColoured
-    ? `\x1b[${["", "", "32", "36", "33", "31"][Math.floor(status / 100)]}m`
-    : "";
+  const isReal = !isGone && !headers.has("preference-applied") && codes.has(status);
+  const star = isReal && seen.size < seen.add(status).size && `★ ${seen.size} of ${codes.size}`;
+  const why = status >= 400 && request.method !== "HEAD" && (await response.clone().json()).error;
   const path = look(request).path.replace(/[^!-~]/g, encodeURIComponent);
-  const time = `${milliseconds.toFixed(1)} ms`;
-  const shown = `${colour}${isGone ? "gone" : status}${colour && "\x1b[0m"}`;
-  print([shown, request.method, path, time, why, star].filter(Boolean).join("  "));
+  const words = [request.method, path, `${milliseconds.toFixed(1)} ms`, why, star];
+  print([coloured(status, isGone ? "gone" : `${status}`), ...words].filter(Boolean).join("  "));
 }
 
-const isSqlite = DATABASE_URL.startsWith("sqlite");
+/** A text in the colour of the class of a status, on a terminal that is not told otherwise. */
+function coloured(status: number, text: string) {
+  if (!process.stdout.isTTY || Bun.env.NO_COLOR) return text;
+  return `\x1b[${{ 2: 32, 3: 36, 4: 33 }[Math.floor(status / 100)] ?? 31}m${text}\x1b[0m`;
+}
+
+const file = /^sqlite:\/\/(?!:memory:)(.*)/.exec(DATABASE_URL)?.[1];
+const shown = JSON.stringify(withoutPassword(DATABASE_URL));
 let store: Store;
 try {
-  store = isSqlite ? sqlite(DATABASE_URL.slice("sqlite://".length)) : postgres(DATABASE_URL);
-  // It fails where the table exists, and leaves that as it is; the write shows whether it is ours.
+  const isSqlite = DATABASE_URL.startsWith("sqlite:");
+  store = isSqlite ? sqlite(file ?? ":memory:") : postgres(DATABASE_URL);
+  // Where there is a table, it stays. Whether it is ours, the write shows, that changes nothing.
   await Promise.try(() => store.script(CREATE)).catch(() => {});
   await store.write(UPDATE, "", "", "");
 } catch {
   refuseToStart(
-    `DATABASE_URL is ${JSON.stringify(withoutPassword(DATABASE_URL))}, but may only be ${STORES} that can be opened and written.`,
+    `DATABASE_URL is ${shown}, but may only be ${STORES}, of a store that can be written.`,
   );
 }
 
 try {
   app.listen({ port: PORT, hostname: HOST, reusePort: false, development: false, idleTimeout: 30 });
 } catch (error) {
-  const isTaken = Object(error).code === "EADDRINUSE";
-  refuseToStart(
-    isTaken
-      ? `PORT is ${PORT}, but may only be a free port from 0 to 65535.`
-      : `HOST is "${HOST}", but may only be a name or an address of this machine.`,
-  );
+  if (Object(error).code === "EADDRINUSE")
+    refuseToStart(`PORT is ${PORT}, but may only be a free port from 0 to 65535.`);
+  refuseToStart(`HOST is "${HOST}", but may only be a name or an address of this machine.`);
 }
 
-const address = app.server!.url.origin;
+const isLocal = /^(127\.|localhost$|::1$)/.test(HOST);
+const name =
+  HOST === "0.0.0.0" || HOST === "::" ? "localhost" : HOST.includes(":") ? `[${HOST}]` : HOST;
+const address = `http://${name}:${app.server?.port}`;
 print(`Items  ${address}`);
 print(`Docs   ${address}/swagger`);
+print(`Store  ${file ? `${file}; delete it to start over` : shown}`);
+if (!isLocal && !TOKEN)
+  print("Warning: other machines can write here. Set TOKEN to keep them out.");
 
+/** Takes nothing new, answers what is in flight, closes the store. A second signal ends at once. */
 async function stop() {
   if (closing.signal.aborted) process.exit(130);
   closing.abort();
-  setTimeout(() => app.server?.stop(true), 4000);
+  setTimeout(() => app.server?.stop(true), 3500);
+  setTimeout(() => process.exit(0), 4500);
   await app.server?.stop();
   await store.close();
+  const missing = [...codes].filter((code) => !seen.has(code)).sort();
+  if (LOG)
+    print(missing.length > 0 ? `Still to be found: ${missing.join(" ")}` : "All were found.");
+  await terminal.end();
   process.exit(0);
 }
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, stop);
+process.on("SIGINT", stop).on("SIGTERM", stop);
