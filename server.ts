@@ -96,7 +96,8 @@ const DELETE = "delete from items where id = $1 and name = $2 returning id";
 /** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
 function sqlite(file: string): Store {
   const db = new Database(file);
-  db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
+  db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma busy_timeout = 0");
+  db.run("pragma synchronous = full");
   const query = (sql: string, values: unknown[]) =>
     db.query<Item, never[]>(sql).all(...(values as never[]));
   type Write = PromiseWithResolvers<Item[]> & { sql: string; values: unknown[]; until: number };
@@ -149,10 +150,9 @@ function postgres(url: string): Store {
 
 /** Whether another try may succeed: the store is locked, starting, full or not to be reached. */
 function isOutOfReach(error: unknown) {
-  const { code, errno } = Object(error) as { code?: string; errno?: string };
-  return /^(SQLITE_(BUSY|LOCKED)|ERR_POSTGRES_CONN|ECONN|ETIME|08|40|53|57)/.test(
-    `${errno} ${code}`,
-  );
+  const { code, errno } = Object(error) as { code?: unknown; errno?: unknown };
+  const isTransient = /^(SQLITE_BUSY|SQLITE_LOCKED|ERR_POSTGRES_CONN|ECONN|ETIME|08|40|53|55|57)/;
+  return isTransient.test(`${code}`) || (typeof errno === "string" && isTransient.test(errno));
 }
 
 /**
@@ -224,7 +224,7 @@ const HERE = new Set(["localhost", HOST, hostname().toLowerCase(), ...ALLOWED_HO
 function look(request: Request) {
   const { headers, method, url } = request;
   const host = /^([\w.-]+|\[[\da-f:.]+\])(:\d*)?$/i.exec(headers.get("host") ?? "")?.[1] ?? "";
-  const [start, end] = [url.indexOf("/", "http://".length), url.indexOf("?")];
+  const [start, end] = [url.indexOf("/", url[0] === "/" ? 0 : 8), url.search(/[?#]/)];
   const path = url.slice(start, end < 0 ? undefined : end);
   const methods = paths.find(({ pattern }) => pattern.test(path))?.methods;
   return { request, headers, host: host.toLowerCase(), method, methods, path, url };
@@ -338,15 +338,23 @@ const NAME = { pattern: `^${CHARACTER}+$`, minLength: 1, maxLength: 1024 };
 const Id = t.String({ description: ID_RULE, ...ID, example: "3" });
 const Name = t.String({ description: NAME_RULE, ...NAME, example: "cherry" });
 const isId = (text: string) => RegExp(ID.pattern).test(text) && text.length <= ID.maxLength;
-const NewItem = t.Object({ id: Id, name: Name });
-const NewName = t.Object({ id: t.Optional(Id), name: Name }, { example: { name: "cherry" } });
-const Patch = t.Partial(NewName, { example: { name: "cherry" } });
+// Unknown members are ignored, not refused: a client may know more than this server.
+const OPEN = { additionalProperties: true };
+const NewItem = t.Object({ id: Id, name: Name }, OPEN);
+const NewName = t.Object(
+  { id: t.Optional(Id), name: Name },
+  { ...OPEN, example: { name: "cherry" } },
+);
+const Patch = t.Partial(NewName, { ...OPEN, example: { name: "cherry" } });
 const Path = t.Object({ id: t.String({ description: "the id, percent-encoded", example: "1" }) });
-const Page = t.Object({
-  limit: t.Optional(t.String({ description: LIMIT_RULE, pattern: "^([1-9][0-9]?|100)$" })),
-  after: t.Optional(t.String({ description: "only items after this id" })),
-  name: t.Optional(t.String({ description: "only items with exactly this name" })),
-});
+const Page = t.Object(
+  {
+    limit: t.Optional(t.String({ description: LIMIT_RULE, pattern: "^([1-9][0-9]?|100)$" })),
+    after: t.Optional(t.String({ description: "only items after this id" })),
+    name: t.Optional(t.String({ description: "only items with exactly this name" })),
+  },
+  OPEN,
+);
 const TheItem = { item: t.String({ example: "apple" }) };
 const TheItems = { items: t.Array(t.Object({ id: t.String(), name: t.String() })) };
 const Created = { message: t.String({ enum: ["Item created"] }) };
@@ -470,7 +478,7 @@ function acceptable({ request, set }: Pick<Context, "request" | "set">) {
   return { error: "Accept must allow application/json" };
 }
 
-const app = new Elysia({ strictPath: true })
+const app = new Elysia({ normalize: false, strictPath: true })
   .headers({ "cache-control": "no-cache", "x-content-type-options": "nosniff" })
   // The one place that sees every answer on its way out.
   .wrap((next) =>
