@@ -209,7 +209,8 @@ async function inspect(
   }
   if (status === 401) expect(headers.get("www-authenticate")).toStartWith("Bearer ");
   if (status === 405) expect(headers.get("allow")).not.toBeNull();
-  if (status === 405) expect(headers.get("allow")?.split(", ")).not.toContain(method);
+  if (status === 405 && !headers.has("preference-applied"))
+    expect(headers.get("allow")?.split(", ")).not.toContain(method);
   if (status === 415) expect(headers.has("accept") && headers.has("accept-encoding")).toBe(true);
   if (status === 429 || status === 503)
     expect(Number(headers.get("retry-after"))).toBeGreaterThan(0);
@@ -1431,3 +1432,506 @@ function generator(state: number) {
     return ((mixed ^ (mixed >>> 14)) >>> 0) % limit;
   };
 }
+
+// ── Nobody can wear it down ────────────────────────────────────────────────────────────────────
+
+/** The resident memory of a server, in MiB. */
+const residentMemory = (to: Live) =>
+  Number(Bun.spawnSync(["ps", "-o", "rss=", "-p", `${to.child.pid}`]).stdout.toString()) / 1024;
+
+describe("nobody can wear it down", () => {
+  const huge = join(FOLDER, "256-mib");
+  const SIZE = 256 * 1024 * 1024;
+  const curl = [
+    "curl",
+    "-s",
+    "-o",
+    "/dev/null",
+    "-w",
+    "%{http_code}",
+    "-X",
+    "POST",
+    "-H",
+    "Content-Type: application/json",
+    "-H",
+    "Expect:",
+  ];
+  const node = (headers: string) => `
+    const request = require("node:http").request(process.argv[1], { method: "POST", headers: { "content-type": "application/json"${headers} } });
+    const chunk = Buffer.alloc(65536);
+    let sent = 0;
+    const send = () => { while (sent < ${SIZE} && !request.destroyed) { sent += chunk.length; if (!request.write(chunk)) return request.once("drain", send); } request.end(); };
+    request.on("response", (response) => { console.log(response.statusCode); process.exit(0); }).on("error", (error) => console.log(error.code));
+    send();`;
+
+  test("413 for 256 MiB, sized and chunked, arrives at curl and at Node; no memory is held", async () => {
+    const to = await start();
+    await Bun.$`truncate -s ${SIZE} ${huge}`;
+    await ask("POST /items", {
+      to,
+      headers: { "content-type": "application/json" },
+      body: " ".repeat(65_537),
+    });
+    const before = residentMemory(to);
+    const clients = [
+      [...curl, "-T", huge, `${to.url}/items`],
+      [...curl, "-H", "Transfer-Encoding: chunked", "-T", huge, `${to.url}/items`],
+      ...(Bun.which("node")
+        ? [`, "content-length": ${SIZE}`, ""].map((headers) => [
+            "node",
+            "-e",
+            node(headers),
+            `${to.url}/items`,
+          ])
+        : []),
+    ];
+    for (const client of clients) {
+      const { stdout } = Bun.spawnSync(client);
+      expect([client[0], stdout.toString().trim()]).toEqual([client[0], "413"]);
+      to.asked.push("413  POST  /items");
+    }
+    expect((await ask("GET /items/1", { to })).status).toBe(200);
+    expect(residentMemory(to) - before).toBeLessThan(16);
+    await to.stop();
+  });
+
+  test("500 connections that send half a request and stop hold up nobody", async () => {
+    const to = await start();
+    const time = async () => {
+      const begin = performance.now();
+      expect((await ask("GET /items/1", { to })).status).toBe(200);
+      return performance.now() - begin;
+    };
+    await time();
+    const alone = await time();
+    const half = `POST /items HTTP/1.1\r\n${HOST}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"id"`;
+    const sockets = await Promise.all(
+      Array.from({ length: 500 }, async () => {
+        const socket = await Bun.connect({
+          hostname: "127.0.0.1",
+          port: to.port,
+          socket: { data() {} },
+        });
+        socket.write(half);
+        return socket;
+      }),
+    );
+    expect(await time()).toBeLessThan(alone + 100);
+    for (const socket of sockets) socket.end();
+    await to.child.kill("SIGKILL");
+    await to.stop("SIGKILL");
+  });
+
+  test("20,000 requests, valid, almost valid and hostile: nothing outside the contract, and the items of a model", async () => {
+    const seed = Number(Bun.env.SEED ?? Date.now() % 1_000_000);
+    const to = await start({ LOG: "off" });
+    const clients = Array.from({ length: 16 }, (_, client) => hostileClient(to, client, seed));
+    const models = await Promise.all(clients);
+    const expected = models.flatMap((model) => [...model]).map(([id, name]) => ({ id, name }));
+    const rows = await outside(to.store, "select id, name from items");
+    const byId = (a: Record<string, unknown>, b: Record<string, unknown>) =>
+      `${a.id}` < `${b.id}` ? -1 : 1;
+    expect([seed, rows.filter(({ id }) => id !== "1" && id !== "2").toSorted(byId)]).toEqual([
+      seed,
+      expected.toSorted(byId),
+    ]);
+    expect(await to.stop()).toBe(0);
+    expect([seed, to.stderr.text]).toEqual([seed, ""]);
+  });
+});
+
+/** Sends 1,250 requests about items of its own, and gives back which items there should be. */
+async function hostileClient(to: Live, client: number, seed: number) {
+  const random = generator(seed * 16 + client);
+  const pick = <T>(list: readonly T[]): T => list[random(list.length)] as T;
+  const model = new Map<string, string>();
+  const ids = ["a", "b/c", "%", "é", "😀", "..x", "__proto__"].map((id) => `${client}-${id}`);
+  const texts = [
+    "x",
+    "y",
+    "",
+    "\0",
+    "\ud800",
+    "x".repeat(1025),
+    5,
+    null,
+    undefined,
+    "ü",
+    "'; drop table items; --",
+  ];
+  const isFine = (text: unknown) =>
+    typeof text === "string" &&
+    text.length > 0 &&
+    text.length <= 1024 &&
+    text.isWellFormed() &&
+    !/\p{Cc}/u.test(text);
+  const types = [
+    "application/json",
+    "application/json",
+    "application/json",
+    "application/json",
+    "text/plain",
+    "application/merge-patch+json",
+  ];
+  for (let turn = 0; turn < 1250; turn++) {
+    const id = pick(ids);
+    const name = pick(texts);
+    const path = `/items/${encodeURIComponent(id)}`;
+    const kind = random(10);
+    const method = pick([
+      "GET",
+      "POST",
+      "PUT",
+      "PATCH",
+      "DELETE",
+      "DELETE",
+      "PUT",
+      "POST",
+      "PUT",
+      "OPTIONS",
+      "HEAD",
+      "PROPFIND",
+    ]);
+    const target =
+      kind === 0
+        ? pick([
+            "/",
+            method === "POST" ? "/x" : "/items?limit=x",
+            "/items/%ff",
+            "/nowhere",
+            "/items/",
+            "/swagger/json",
+          ])
+        : method === "POST"
+          ? "/items"
+          : path;
+    const body =
+      kind === 1
+        ? pick(["{", "", "null", "[]", '"x"', "\xff"])
+        : JSON.stringify(method === "POST" ? { id, name } : { name });
+    const type = pick(types);
+    const condition = pick<[string, string] | undefined>([
+      undefined,
+      undefined,
+      undefined,
+      ["if-match", "*"],
+      ["if-none-match", "*"],
+      ["if-match", '"x"'],
+    ]);
+    const headers = new Headers({
+      "content-type": type,
+      accept: random(20) === 0 ? "text/html" : "*/*",
+    });
+    if (condition) headers.set(...condition);
+    const takesBody = ["POST", "PUT", "PATCH", "DELETE"].includes(method);
+    const response = await fetch(to.url + target, {
+      method,
+      headers,
+      redirect: "manual",
+      body: takesBody ? body : null,
+    });
+    const { status } = response;
+    const reply = await response.text();
+    const operation =
+      document.paths[routeOf(target.split("?", 1)[0] ?? "")]?.[
+        method === "HEAD" ? "get" : method.toLowerCase()
+      ];
+    const documented = Object.keys(
+      operation?.responses ?? { 200: 1, 302: 1, 400: 1, 404: 1, 405: 1 },
+    );
+    const allowed = [...documented.map(Number), 204, 400, 405, 501];
+    if (!allowed.includes(status) || (status >= 500 && status !== 501))
+      throw new Error(`${seed}: ${method} ${target} ${status}`);
+    if (status >= 400 && method !== "HEAD")
+      expect(Object.keys(JSON.parse(reply))).toEqual(["error"]);
+
+    // What the model expects of a request that changes something.
+    if (
+      kind === 0 ||
+      (kind === 1 && method !== "DELETE") ||
+      !["POST", "PUT", "PATCH", "DELETE"].includes(method)
+    )
+      continue;
+    const exists = model.has(id);
+    const isJson =
+      type === "application/json" ||
+      (method === "PATCH" && type === "application/merge-patch+json");
+    const holds =
+      !condition || (condition[0] === "if-none-match" ? !exists : condition[1] === "*" && exists);
+    const isMissing = name === undefined && method !== "PATCH";
+    const isAcceptable = headers.get("accept") === "*/*";
+    const expected =
+      method === "DELETE"
+        ? !exists
+          ? 404
+          : !holds
+            ? 412
+            : 204
+        : !isJson
+          ? 415
+          : isMissing
+            ? 400
+            : name !== undefined && !isFine(name)
+              ? 422
+              : !isAcceptable
+                ? 406
+                : method === "POST"
+                  ? exists
+                    ? 400
+                    : 201
+                  : method === "PATCH" && !exists
+                    ? 404
+                    : !holds
+                      ? 412
+                      : method === "PUT" && !exists
+                        ? 201
+                        : 200;
+    if (status !== expected)
+      throw new Error(
+        `${seed}: ${method} ${target} ${body} ${type} ${condition} gave ${status}, not ${expected}`,
+      );
+    if (status === 204) model.delete(id);
+    if ((status === 200 || status === 201) && name !== undefined) model.set(id, name as string);
+  }
+  return model;
+}
+
+// ── At the terminal ────────────────────────────────────────────────────────────────────────────
+
+/** Runs the server until it ends by itself, in an empty folder. */
+function runToItsEnd(settings: Settings) {
+  const child = Bun.spawnSync([process.execPath, join(import.meta.dir, "server.ts")], {
+    cwd: FOLDER,
+    env: environment({ DATABASE_URL: "sqlite://:memory:", ...settings }),
+    timeout: 15_000,
+  });
+  return { code: child.exitCode, stdout: child.stdout.toString(), stderr: child.stderr.toString() };
+}
+
+describe("settings", () => {
+  const foreign = join(FOLDER, "foreign");
+  const bad: [name: string, value: string, mayBe: RegExp][] = [
+    ["PORT", "x", /a free port from 0 to 65535/],
+    ["PORT", "65536", /a free port from 0 to 65535/],
+    ["PORT", "-1", /a free port/],
+    ["HOST", "not a host", /an address of this machine/],
+    ["HOST", "192.0.2.1", /an address of this machine/],
+    ["DATABASE_URL", "mysql://h/d", /sqlite:\/\/FILE, sqlite:\/\/:memory: or postgres:/],
+    ["DATABASE_URL", "sqlite://", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite:///no/such/folder/items.sqlite", /can be written/],
+    ["DATABASE_URL", `sqlite://${foreign}`, /can be written/],
+    ["TOKEN", "two words", /visible ASCII/],
+    ["READ_TOKEN", "alone", /a TOKEN/],
+    ["ALLOWED_HOSTS", "a.example:80", /names of hosts without a port/],
+    ["CORS_ORIGIN", "page.example", /origins like/],
+    ["RATE", "fast", /whole number/],
+    ["DELAY", "1.5", /whole number of milliseconds/],
+    ["REHEARSE", "yes", /0 or 1/],
+    ["LOG", "true", /on or off/],
+  ];
+  test.each(bad)(
+    "%s=%s ends the start with one line that says what it may be",
+    async (name, value, mayBe) => {
+      await Bun.write(
+        foreign,
+        "this is not a database, but a file of somebody else's\n".repeat(99),
+      );
+      const { code, stdout, stderr } = runToItsEnd({ [name]: value });
+      expect([code, stdout]).toEqual([1, ""]);
+      expect(stderr).toMatch(/^[^\n]+\n$/);
+      expect(stderr).toStartWith(`${name} is `);
+      expect(stderr).toMatch(mayBe);
+      expect(stderr.includes(value)).toBe(!name.endsWith("TOKEN"));
+    },
+  );
+
+  test("a store that is out of reach is named without its password", () => {
+    const { code, stderr } = runToItsEnd({
+      DATABASE_URL: "postgres://me:p4ss@127.0.0.1:1/items?password=p4ss",
+    });
+    expect([code, stderr.split("\n").length]).toEqual([1, 2]);
+    expect(stderr).toStartWith("DATABASE_URL is ");
+    expect(stderr).not.toContain("p4ss");
+  });
+
+  test("a port that is taken", () => {
+    const { code, stderr } = runToItsEnd({ PORT: `${live.port}` });
+    expect([code, stderr]).toEqual([
+      1,
+      `PORT is ${live.port}, but may only be a free port from 0 to 65535.\n`,
+    ]);
+  });
+
+  test("the start says where, and warns when others can write; .env counts; items.sqlite is where it was started", async () => {
+    const folder = mkdtempSync(join(FOLDER, "start-"));
+    await Bun.write(join(folder, ".env"), "PORT=0\nHOST=0.0.0.0\n");
+    const env = {
+      ...Bun.env,
+      ...Object.fromEntries(SETTINGS.split(" ").map((name) => [name, undefined])),
+    };
+    const child = Bun.spawn([process.execPath, join(import.meta.dir, "server.ts")], {
+      cwd: folder,
+      env,
+      stdout: "pipe",
+    });
+    const stdout = reader(child.stdout);
+    await stdout.until(/Warning.*\n/);
+    expect(stdout.text).toMatch(
+      /^Items {2}http:\/\/localhost:\d+\nDocs {3}http:\/\/localhost:\d+\/swagger\nStore {2}items\.sqlite; delete it to start over\nWarning: other machines can write here\. Set TOKEN/,
+    );
+    expect(await Bun.file(join(folder, "items.sqlite")).exists()).toBe(true);
+    child.kill("SIGINT");
+    expect(await child.exited).toBe(0);
+    expect([...new Bun.Glob("items*").scanSync(folder)]).toEqual(["items.sqlite"]);
+  });
+
+  test("DELAY slows every answer down, but what is in flight at the end is answered at once", async () => {
+    const to = await start({ DELAY: "1000" });
+    const begin = performance.now();
+    const body = '{"id":"late","name":"x"}';
+    const head = `POST /items HTTP/1.1\r\n${HOST}Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n{`;
+    const late = Promise.withResolvers<string>();
+    const socket = await Bun.connect({
+      hostname: "127.0.0.1",
+      port: to.port,
+      socket: {
+        data: (_, chunk) => late.resolve(chunk.toString()),
+        close: () => late.resolve("closed"),
+      },
+    });
+    socket.write(head);
+    await ask("GET /items/1", { to });
+    expect(performance.now() - begin).toBeGreaterThanOrEqual(999);
+    const end = to.child.kill("SIGTERM");
+    const answered = performance.now();
+    socket.write(body.slice(1));
+    expect([end, (await late.promise).split("\r\n", 1)[0]]).toEqual([
+      undefined,
+      "HTTP/1.1 201 Created",
+    ]);
+    to.asked.push("201  POST  /items");
+    expect(await to.stop()).toBe(0);
+    expect(performance.now() - answered).toBeLessThan(5000);
+    expect(
+      await outside(to.store, "select name from items where id = 'late'").catch(() => [
+        { name: "x" },
+      ]),
+    ).toEqual([{ name: "x" }]);
+  });
+
+  test("REHEARSE: Prefer gets the code that it asks for, with what the code owes; without the setting it does not", async () => {
+    const to = await start({ REHEARSE: "1" });
+    for (const code of [400, 401, 405, 415, 418, 429, 500, 503, 599]) {
+      const reply = await ask("GET /items/1", {
+        to,
+        headers: { prefer: `respond-async, code=${code}` },
+      });
+      expect([reply.status, reply.headers.get("preference-applied")]).toEqual([
+        code,
+        `code=${code}`,
+      ]);
+    }
+    for (const prefer of ["code=200", "code=600", "code=5030"])
+      expect((await ask("GET /items/1", { to, headers: { prefer } })).status).toBe(200);
+    await to.stop();
+    expect(to.stdout.text).not.toContain("418  GET  /items/1  ★");
+    expect((await ask("GET /items/1", { headers: { prefer: "code=503" } })).status).toBe(200);
+  });
+});
+
+describe("the log", () => {
+  test("the words of a refusal, the collection, the farewell; nothing of a client that went away but that it did", async () => {
+    const to = await start();
+    await ask("GET /items/9", { to });
+    await ask("GET /items/8", { to });
+    await ask("GET /items/1", { to });
+    const socket = await Bun.connect({
+      hostname: "127.0.0.1",
+      port: to.port,
+      socket: { data() {} },
+    });
+    socket.write(
+      `POST /items HTTP/1.1\r\n${HOST}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{`,
+    );
+    await ask("GET /items/7", { to });
+    socket.terminate();
+    await to.stdout.until(/gone {2}POST/);
+    await to.stop();
+    expect(to.stdout.text).toMatch(
+      /404 {2}GET {2}\/items\/9 {2}[\d.]+ ms {2}Item not found {2}★ 1 of 21\n/,
+    );
+    expect(to.stdout.text).toMatch(/404 {2}GET {2}\/items\/8 {2}[\d.]+ ms {2}Item not found\n/);
+    expect(to.stdout.text).toMatch(/200 {2}GET {2}\/items\/1 {2}[\d.]+ ms {2}★ 2 of 21\n/);
+    expect(to.stdout.text).toMatch(/gone {2}POST {2}\/items {2}[\d.]+ ms\n/);
+    expect(to.stdout.text).toMatch(
+      /Still to be found: 201 204 302 304 400 401 403 405 406 409 412 413 415 421 422 429 500 501 503\n$/,
+    );
+    expect(to.stderr.text).toBe("");
+  });
+
+  test("no control character of a request reaches the terminal", async () => {
+    const to = await start();
+    await exchange(
+      `GET /items/\x1b[31m\x07?\x1b[0m HTTP/1.1\r\n${HOST}Connection: close\r\n\r\n`,
+      to,
+    );
+    await exchange("GET /\x1b]0;x\x07 HTTP/1.1\r\nHost: \x1b[2J\r\n\r\n", to);
+    await to.stop("SIGKILL");
+    // oxlint-disable-next-line no-control-regex
+    expect(to.stdout.text + to.stderr.text).not.toMatch(/[\0-\x09\x0b-\x1f\x7f-\x9f]/);
+  });
+
+  const script = Bun.which("script");
+  test.if(script !== null)(
+    "on a terminal it is on and in colour; NO_COLOR is respected; a second SIGINT ends at once",
+    async () => {
+      for (const [NO_COLOR, expected] of [
+        ["", "\x1b[33m404\x1b[0m  GET"],
+        ["1", "404  GET"],
+      ] as const) {
+        const command = `exec ${process.execPath} server.ts`;
+        const env = environment({ DATABASE_URL: "sqlite://:memory:", NO_COLOR });
+        const child = Bun.spawn([script ?? "", "-qec", command, "/dev/null"], {
+          cwd: import.meta.dir,
+          env,
+          stdin: "pipe",
+          stdout: "pipe",
+        });
+        const output = reader(child.stdout);
+        const url = await output.until(/http:\/\/[\d.:]+/);
+        await fetch(`${url}/items/9`);
+        await output.until(/404/);
+        child.stdin.write("\x03");
+        child.stdin.flush();
+        await output.until(/Still to be found/);
+        await child.exited;
+        expect(output.text).toContain(expected);
+        expect(output.text).toContain("★ 1 of 21");
+      }
+    },
+  );
+
+  test("a second SIGINT ends at once, though a request is in flight", async () => {
+    const to = await start({ DELAY: "0" });
+    const socket = await Bun.connect({
+      hostname: "127.0.0.1",
+      port: to.port,
+      socket: { data() {} },
+    });
+    socket.write(
+      `POST /items HTTP/1.1\r\n${HOST}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{`,
+    );
+    await ask("GET /items/1", { to });
+    to.child.kill("SIGINT");
+    await expect(
+      fetch(`${to.url}/items/1`, { keepalive: false }).then(
+        (response) => response.status,
+        () => 0,
+      ),
+    ).resolves.toBeOneOf([0, 503]);
+    to.child.kill("SIGINT");
+    expect(await to.child.exited).toBe(130);
+    socket.end();
+    await to.stop("SIGKILL");
+  });
+});

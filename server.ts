@@ -204,8 +204,6 @@ const guards: Guard[] = [
   [415, "Content-Type must be JSON in UTF-8", (asked) => hasBody(asked) && !isJson(asked)],
   // What is small but unpacks to something large would slip through the limit below.
   [415, "Content-Encoding must be identity", (asked) => hasBody(asked) && isEncoded(asked)],
-  // The size is announced, so none of it needs to be read.
-  [413, TOO_LARGE, (asked) => hasBody(asked) && isTooLarge(asked)],
 ];
 
 /** The fields that a status owes the client: what to send instead, or when to come back. */
@@ -271,7 +269,6 @@ function carries({ headers }: Asked, token: string) {
 const hasBody = ({ method }: Asked) => /^P/.test(method);
 const isEncoded = ({ headers }: Asked) =>
   !/^(identity)?$/i.test(headers.get("content-encoding") ?? "");
-const isTooLarge = ({ headers }: Asked) => Number(headers.get("content-length")) > BODY_LIMIT;
 const mediaTypes = ({ method }: Asked) =>
   method === "PATCH" ? ["application/merge-patch+json", "application/json"] : ["application/json"];
 
@@ -405,7 +402,7 @@ const Shared = {
   406: refusal(["Accept must allow application/json"]),
   409: refusal(["The id of the body must be that of the path"]),
   412: refusal(["If-Match or If-None-Match does not hold"]),
-  413: refusal(said(413)),
+  413: refusal([TOO_LARGE]),
   415: refusal(said(415), "Accept", "Accept-Encoding"),
   421: refusal(said(421)),
   422: refusal([ID_RULE, NAME_RULE]),
@@ -478,6 +475,9 @@ function acceptable({ request, set }: Pick<Context, "request" | "set">) {
   return { error: "Accept must allow application/json" };
 }
 
+/** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
+const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
+
 const app = new Elysia({ normalize: false, strictPath: true })
   .headers({ "cache-control": "no-cache", "x-content-type-options": "nosniff" })
   // The one place that sees every answer on its way out.
@@ -508,6 +508,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     const asked = look(request);
     for (const [status, sentence, objects] of guards) {
       if (!objects(asked)) continue;
+      drop(request);
       Object.assign(set.headers, owed[status]?.(asked));
       set.status = status;
       return { error: sentence };
@@ -540,13 +541,17 @@ const app = new Elysia({ normalize: false, strictPath: true })
     // §9.3.5: the content of a DELETE means nothing. `null` keeps it from being parsed.
     if (request.method === "DELETE") return null;
 
-    // A chunked body announces no size, so it is counted as it comes.
+    // Counted as it comes, for a chunked body announces no size.
     const chunks: Uint8Array[] = [];
     let size = 0;
-    for await (const chunk of request.body ?? []) {
+    for await (const chunk of request.body?.values({ preventCancel: true }) ?? []) {
       chunks.push(chunk);
       size += chunk.length;
-      if (size <= BODY_LIMIT) continue;
+      if (size > BODY_LIMIT) break;
+    }
+
+    if (size > BODY_LIMIT) {
+      drop(request);
       set.status = 413;
       throw new Refused(TOO_LARGE);
     }
@@ -597,7 +602,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     }
 
     // What happened is for those who run the server, not for those who use it.
-    console.error(error);
+    if (!request.signal.aborted) console.error(error);
     set.status = 500;
     return { error: "Server error" };
   })
@@ -926,7 +931,8 @@ async function log(request: Request, response: Response, milliseconds: number) {
   const isGone = request.signal.aborted;
   const isReal = !isGone && !headers.has("preference-applied") && codes.has(status);
   const star = isReal && seen.size < seen.add(status).size && `★ ${seen.size} of ${codes.size}`;
-  const why = status >= 400 && request.method !== "HEAD" && (await response.clone().json()).error;
+  const why =
+    status >= 400 && !isGone && request.method !== "HEAD" && (await response.clone().json()).error;
   const path = look(request).path.replace(/[^!-~]/g, encodeURIComponent);
   const words = [request.method, path, `${milliseconds.toFixed(1)} ms`, why, star];
   print([coloured(status, isGone ? "gone" : `${status}`), ...words].filter(Boolean).join("  "));
@@ -954,7 +960,14 @@ try {
 }
 
 try {
-  app.listen({ port: PORT, hostname: HOST, reusePort: false, development: false, idleTimeout: 30 });
+  app.listen({
+    development: false, // whose page of an error shows the source
+    hostname: HOST,
+    idleTimeout: 30, // seconds
+    maxRequestBodySize: Infinity, // or Bun answers and cuts off; the body is counted above
+    port: PORT,
+    reusePort: false, // or two servers share a port, and nobody knows which one answers
+  });
 } catch (error) {
   if (Object(error).code === "EADDRINUSE")
     refuseToStart(`PORT is ${PORT}, but may only be a free port from 0 to 65535.`);
