@@ -1935,3 +1935,225 @@ describe("the log", () => {
     await to.stop("SIGKILL");
   });
 });
+
+// ── The docs page ──────────────────────────────────────────────────────────────────────────────
+
+describe("the document", () => {
+  test("has an operationId, a summary, a description and true outcomes for each operation", () => {
+    const all = Object.values(document.paths).flatMap((path) => Object.values(path));
+    expect(all.map(({ operationId }) => operationId)).toEqual([
+      "listItems",
+      "createItem",
+      "getItem",
+      "putItem",
+      "patchItem",
+      "deleteItem",
+    ]);
+    for (const { description, summary } of all) expect([description, summary]).not.toContain("");
+    const statuses = all.map(({ responses }) => Object.keys(responses).map(Number));
+    expect(statuses).toEqual([
+      [200, 304, 400, 401, 406, 412, 421, 429, 500, 503],
+      [201, 400, 401, 403, 406, 413, 415, 421, 422, 429, 500, 503],
+      [200, 304, 400, 401, 404, 406, 412, 421, 429, 500, 503],
+      [200, 201, 400, 401, 403, 406, 409, 412, 413, 415, 421, 422, 429, 500, 503],
+      [200, 400, 401, 403, 404, 406, 409, 412, 413, 415, 421, 422, 429, 500, 503],
+      [204, 400, 401, 403, 404, 412, 421, 429, 500, 503],
+    ]);
+  });
+
+  test("has examples that are true: sent in order, each gets its first outcome", async () => {
+    const to = await start();
+    for (const [path, methods] of Object.entries(document.paths))
+      for (const [method, operation] of Object.entries(methods)) {
+        const id = operation.parameters?.find(({ name }) => name === "id");
+        const target = path.replace("{id}", id?.schema.example ?? id?.example ?? "");
+        for (const [type, { schema }] of Object.entries(
+          operation.requestBody?.content ?? { "": { schema: { properties: {} } } },
+        )) {
+          const members = Object.entries(schema.properties).map(([name, { example }]) => [
+            name,
+            example,
+          ]);
+          const json = type ? (schema.example ?? Object.fromEntries(members)) : undefined;
+          const headers: HeadersInit = type ? { "content-type": type } : {};
+          const reply = await ask(`${method.toUpperCase()} ${target}`, { to, json, headers });
+          expect([target, method, `${reply.status}`]).toEqual([
+            target,
+            method,
+            Object.keys(operation.responses)[0] ?? "",
+          ]);
+          for (const field of Object.keys(operation.responses[reply.status]?.headers ?? {}))
+            if (field !== "Link") expect(reply.headers.has(field)).toBe(true);
+        }
+      }
+    await to.stop();
+  });
+
+  test("shows a lock only where a token is needed", async () => {
+    const of = async (settings: Settings) => {
+      const to = await start(settings);
+      const reply = (await ask("GET /swagger/json", { to })).json as unknown as Document & {
+        components: object;
+      };
+      await to.stop();
+      const [list, create] = [reply.paths["/items"]?.get, reply.paths["/items"]?.post] as {
+        security?: unknown[];
+      }[];
+      return [
+        reply.security.length,
+        list?.security?.length,
+        create?.security?.length,
+        Object.keys(reply.components),
+      ];
+    };
+    expect(await of({})).toEqual([0, 0, undefined, ["schemas"]]);
+    expect(await of({ TOKEN: "t" })).toEqual([1, 0, undefined, ["securitySchemes", "schemas"]]);
+    expect(await of({ TOKEN: "t", READ_TOKEN: "r" })).toEqual([
+      1,
+      undefined,
+      undefined,
+      ["securitySchemes", "schemas"],
+    ]);
+  });
+});
+
+const chromium = Bun.which("chromium") ?? Bun.which("google-chrome");
+if (!chromium) console.log("Skipped: the tests in a browser, for there is no Chromium here.");
+
+describe.if(chromium !== null)("in a real browser", () => {
+  const complaints: string[] = [];
+  const requests: string[] = [];
+  const flags =
+    "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync";
+
+  async function open(url: string) {
+    const view = new Bun.WebView({
+      width: 1280,
+      height: 900,
+      backend: { type: "chrome", path: chromium ?? "", argv: flags.split(" "), url: false },
+    });
+    await view.navigate("about:blank");
+    for (const domain of ["Network", "Runtime", "Log"]) await view.cdp(`${domain}.enable`);
+    const on = (name: `${string}.${string}`, use: (data: unknown) => unknown) =>
+      view.addEventListener(
+        name,
+        (event) => void use((event as unknown as { data: unknown }).data),
+      );
+    on("Network.requestWillBeSent", (data) =>
+      requests.push((data as { request: Request }).request.url),
+    );
+    for (const name of [
+      "Runtime.exceptionThrown",
+      "Runtime.consoleAPICalled",
+      "Log.entryAdded",
+    ] as const)
+      on(name, (data) => complaints.push(JSON.stringify(data)));
+    await view.navigate(url);
+    return view;
+  }
+
+  /** What an expression is in the page, as soon as it is something. */
+  const once = (view: Bun.WebView, expression: string) =>
+    view.evaluate<string>(`new Promise((resolve) => {
+      const look = () => { const found = ${expression}; if (found) resolve(found); else requestAnimationFrame(look); };
+      look();
+    })`);
+
+  test("the page lists each operation and tries it out, asks nobody else, and complains of nothing", async () => {
+    const to = await start({ LOG: "off", TOKEN: "browser" });
+    const view = await open(`${to.url}/swagger`);
+    const operation = (id: string) => `document.querySelector("#operations-items-${id}")`;
+    for (const id of ["listItems", "createItem", "getItem", "putItem", "patchItem", "deleteItem"])
+      expect(await once(view, `${operation(id)} && "${id}"`)).toBe(id);
+    const fill = `(element, value) => {
+      Object.getOwnPropertyDescriptor(Object.getPrototypeOf(element), "value").set.call(element, value);
+      element.dispatchEvent(new Event("input", { bubbles: true }));
+      element.dispatchEvent(new FocusEvent("focusout", { bubbles: true }));
+    }`;
+    const tryOut = async (id: string, value?: string) => {
+      const root = operation(id);
+      const click = (button: string) =>
+        view.evaluate(`void ${root}.querySelector("${button}")?.click()`);
+      const isOpen = await view.evaluate(`!!${root}.querySelector(".execute")`);
+      if (!isOpen) await click(".opblock-summary-control");
+      if (!isOpen) await once(view, `${root}.querySelector(".try-out__btn") && "open"`);
+      if (!isOpen) await click(".try-out__btn");
+      await once(view, `${root}.querySelector(".execute") && "ready"`);
+      if (value) await view.evaluate(`void (${fill})(${root}.querySelector("input"), "${value}")`);
+      await click(".btn-clear");
+      await once(view, `!${root}.querySelector(".live-responses-table") && "clear"`);
+      await click(".execute");
+      return once(
+        view,
+        `${root}.querySelector(".live-responses-table .response .response-col_status")?.firstChild?.textContent`,
+      );
+    };
+    expect(await tryOut("getItem")).toBe("200");
+    expect(await tryOut("getItem", "9")).toBe("404");
+    expect(await tryOut("createItem")).toBe("401");
+    await view.evaluate(`void document.querySelector(".btn.authorize").click()`);
+    await once(view, `document.querySelector(".auth-container input") && "asks"`);
+    await view.evaluate(
+      `void (${fill})(document.querySelector(".auth-container input"), "browser")`,
+    );
+    await view.evaluate(`void document.querySelector(".auth-btn-wrapper .authorize").click()`);
+    await view.evaluate(`void document.querySelector(".auth-btn-wrapper .btn-done").click()`);
+    expect(await tryOut("createItem")).toBe("201");
+    expect(
+      await view.evaluate<number>(
+        `parseFloat(getComputedStyle(document.querySelector(".live-responses-table .response .response-col_status")).fontSize)`,
+      ),
+    ).toBeGreaterThanOrEqual(32);
+    view.close();
+    expect(
+      requests.filter((url) => !url.startsWith(`${to.url}/`) && !/^(data|about):/.test(url)),
+    ).toEqual([]);
+    expect(requests).toContain(`${to.url}/favicon.ico`);
+    expect(complaints.filter((each) => !/status of 40[14]/.test(each))).toEqual([]);
+    await to.stop();
+  });
+
+  test("a page of another origin cannot write, unless CORS_ORIGIN names it", async () => {
+    using page = Bun.serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      fetch: () =>
+        new Response("<!doctype html><iframe name=f></iframe>", {
+          headers: { "content-type": "text/html" },
+        }),
+    });
+    const origin = page.url.origin;
+    const closed = await start({ LOG: "off" });
+    const opened = await start({ LOG: "off", CORS_ORIGIN: origin });
+    const view = await open(`${origin}/`);
+    const body = '{"id":"cross","name":"site"}';
+    const fetched = (to: Live, init: object) =>
+      view.evaluate<string>(
+        `fetch("${to.url}/items", ${JSON.stringify({ method: "POST", body, ...init })}).then((r) => r.type + " " + r.status, () => "refused")`,
+      );
+    const submitted = (to: Live) =>
+      view.evaluate(`new Promise((resolve) => {
+        const form = document.body.appendChild(document.createElement("form"));
+        Object.assign(form, { action: "${to.url}/items", method: "post", enctype: "text/plain", target: "f" });
+        form.appendChild(Object.assign(document.createElement("input"), { name: '{"id":"cross","name":"', value: '"}' }));
+        document.querySelector("iframe").onload = () => resolve("loaded");
+        form.submit();
+      })`);
+    await submitted(closed);
+    expect(
+      await fetched(closed, { mode: "no-cors", headers: { "content-type": "text/plain" } }),
+    ).toBe("opaque 0");
+    expect(await fetched(closed, { headers: { "content-type": "application/json" } })).toBe(
+      "refused",
+    );
+    expect((await ask("GET /items/cross", { to: closed })).status).toBe(404);
+    await submitted(opened);
+    expect(await fetched(opened, { headers: { "content-type": "text/plain" } })).toBe("cors 415");
+    expect((await ask("GET /items/cross", { to: opened })).status).toBe(404);
+    expect(await fetched(opened, { headers: { "content-type": "application/json" } })).toBe(
+      "cors 201",
+    );
+    view.close();
+    await Promise.all([closed.stop(), opened.stop()]);
+  });
+});
