@@ -208,7 +208,11 @@ const guards: Guard[] = [
 
 /** The fields that a status owes the client: what to send instead, or when to come back. */
 const owed: Record<number, (asked: Asked) => Record<string, string>> = {
-  401: () => ({ "www-authenticate": 'Bearer realm="items"' }),
+  401: ({ headers }) => ({
+    "www-authenticate": headers.has("authorization")
+      ? 'Bearer realm="items", error="invalid_token"'
+      : 'Bearer realm="items"',
+  }),
   403: () => ({ "www-authenticate": 'Bearer realm="items", error="insufficient_scope"' }),
   405: ({ methods = [] }) => ({ allow: methods.join(", ") }),
   415: (asked) => ({ accept: mediaTypes(asked).join(", "), "accept-encoding": "identity" }),
@@ -424,7 +428,7 @@ const about = (operationId: string, summary: string, description: string) => ({
   detail: { operationId, summary, description, tags: ["items"] },
 });
 
-// ── App ── what happens around every route: the log, the guards, the body, the errors ────────────
+// ── Docs ── at /swagger, whole from this server: a classroom may have no network ────────────────
 
 const HIDDEN = { detail: { hide: true } };
 const asset = (body: Blob | string, type: string) =>
@@ -455,6 +459,41 @@ const PAGE_SCRIPT = `
   add("script", { src: "/swagger/ui.js", onload: () => SwaggerUIBundle({ url: "/swagger/json", domNode }) });`;
 const PAGE_STYLE = `
   .swagger-ui .live-responses-table .response .response-col_status { font-size: 40px }`;
+
+const docs = new Elysia()
+  .onAfterHandle(({ response, set }) => {
+    // Nothing comes from elsewhere, and nobody may frame a page that can write.
+    set.headers["content-security-policy"] =
+      "default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I='; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+    if (Object(response).openapi) return JSON.parse(JSON.stringify(response), asServed);
+  })
+  .use(
+    swagger({
+      scalarCDN: "/swagger/page.js",
+      scalarConfig: { customCss: PAGE_STYLE },
+      documentation: {
+        info: {
+          title: "Items",
+          version: "1.0.0",
+          description: `One resource, and every HTTP status code for a real reason. Each request is asked in this order, and the first objection answers:\n\n${guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n")}`,
+          contact: { name: "Whoever runs this server" },
+          license: { name: "MIT", url: "https://opensource.org/license/mit" },
+        },
+        servers: [{ url: "/", description: "this server" }],
+        tags: [{ name: "items", description: "The items, and the way to them" }],
+        security: TOKEN ? [{ bearer: [] }] : [],
+        components: TOKEN
+          ? { securitySchemes: { bearer: { type: "http", scheme: "bearer" } } }
+          : {},
+      },
+    }),
+  )
+  .get("/swagger/page.js", () => asset(PAGE_SCRIPT, "text/javascript"), HIDDEN)
+  .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), HIDDEN)
+  .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), HIDDEN)
+  .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), HIDDEN);
+
+// ── App ── what happens around every route: the log, the guards, the body, the errors ────────────
 
 /** What a validator has to say of one value. */
 type ValueError = { path: string; value: unknown; schema: { description?: string } };
@@ -607,6 +646,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
     // What happened is for those who run the server, not for those who use it.
     if (!request.signal.aborted) console.error(error);
+    for (const field of ["etag", "link", "location"]) delete set.headers[field];
     set.status = 500;
     return { error: "Server error" };
   })
@@ -859,39 +899,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     },
   )
 
-  // ── Docs ── at /swagger, whole from this file and what swagger-ui-dist ships ───────────────────
-
-  .onAfterHandle(({ response, set }) => {
-    // Nothing comes from elsewhere, and nobody may frame a page that can write.
-    set.headers["content-security-policy"] =
-      "default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I='; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
-    if (Object(response).openapi) return JSON.parse(JSON.stringify(response), asServed);
-  })
-  .use(
-    swagger({
-      scalarCDN: "/swagger/page.js",
-      scalarConfig: { customCss: PAGE_STYLE },
-      documentation: {
-        info: {
-          title: "Items",
-          version: "1.0.0",
-          description: `One resource, and every HTTP status code for a real reason. Each request is asked in this order, and the first objection answers:\n\n${guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n")}`,
-          contact: { name: "Whoever runs this server" },
-          license: { name: "MIT", url: "https://opensource.org/license/mit" },
-        },
-        servers: [{ url: "/", description: "this server" }],
-        tags: [{ name: "items", description: "The items, and the way to them" }],
-        security: TOKEN ? [{ bearer: [] }] : [],
-        components: TOKEN
-          ? { securitySchemes: { bearer: { type: "http", scheme: "bearer" } } }
-          : {},
-      },
-    }),
-  )
-  .get("/swagger/page.js", () => asset(PAGE_SCRIPT, "text/javascript"), HIDDEN)
-  .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), HIDDEN)
-  .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), HIDDEN)
-  .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), HIDDEN);
+  .use(docs);
 
 /** The type of the app, for Elysia's client: `treaty<App>("127.0.0.1:3000")`. */
 export type App = typeof app;
@@ -965,7 +973,8 @@ try {
 
 try {
   app.listen({
-    development: false, // whose page of an error shows the source
+    development: false, // or the page of an error shows the source
+    error: () => Response.json({ error: "Server error" }, { status: 500 }),
     hostname: HOST,
     idleTimeout: 30, // seconds
     maxRequestBodySize: Infinity, // or Bun answers and cuts off; the body is counted above
