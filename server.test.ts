@@ -13,7 +13,7 @@ import { Database } from "bun:sqlite";
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 
 // The first start in a fresh clone installs what server.ts imports.
 setDefaultTimeout(20_000);
@@ -189,7 +189,8 @@ async function inspect(
 ) {
   const path = target.split(/[?#]/, 1)[0] ?? "";
   to.asked.push(`${status}  ${method}  ${path}`);
-  seen.add(`${method === "HEAD" ? "GET" : method} ${routeOf(path)} ${status}`);
+  if (!headers.has("preference-applied"))
+    seen.add(`${method === "HEAD" ? "GET" : method} ${routeOf(path)} ${status}`);
   const isJson = headers.get("content-type")?.startsWith("application/json") ?? false;
   const reply: Reply = { status, headers, text, json: isJson && text ? JSON.parse(text) : {} };
 
@@ -1075,6 +1076,14 @@ describe("TOKEN and READ_TOKEN", () => {
       await post("Bearer s3cret, x"),
     ]).toEqual([401, 401, 401, 401, 401]);
     expect([await post("Bearer l00k"), await post("BEARER  s3cret")]).toEqual([403, 201]);
+    for (const [request, json] of operations) {
+      expect((await ask(request, { to, json })).status).toBe(401);
+      const authorization = "Bearer l00k";
+      const isRead = request.startsWith("GET");
+      expect((await ask(request, { to, json, headers: { authorization } })).status).toBe(
+        isRead ? 200 : 403,
+      );
+    }
     const get = async (authorization: string, path = "/items/1") =>
       (await ask(`GET ${path}`, { to, headers: { authorization } })).status;
     expect([
@@ -1187,7 +1196,57 @@ describe("failures", () => {
     expect(to.stderr.text).toMatch(/no such table: items|relation "items" does not exist/);
   });
 
-  test("421, 400, 429 and 503 on each operation", async () => {
+  test("503 on each operation while the server shuts down, to those who are still asking", async () => {
+    const to = await start();
+    const connect = async (begin: string) => {
+      const answer = Promise.withResolvers<string>();
+      const socket = await Bun.connect({
+        hostname: "127.0.0.1",
+        port: to.port,
+        socket: {
+          data: (_, chunk) => answer.resolve(chunk.toString()),
+          close: () => answer.resolve("closed"),
+        },
+      });
+      socket.write(begin);
+      return { answer: answer.promise, socket };
+    };
+    const body = '{"id":"last","name":"x"}';
+    const head = `POST /items HTTP/1.1\r\n${HOST}Content-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`;
+    const inFlight = await connect(head + body.slice(0, 9));
+    const half = await Promise.all(
+      operations.map(async ([request]) => ({ request, ...(await connect(`${request} HT`)) })),
+    );
+    await ask("GET /items/1", { to });
+    to.child.kill("SIGTERM");
+    const listens = () =>
+      Bun.connect({ hostname: "127.0.0.1", port: to.port, socket: { data() {} } }).then(
+        (socket) => socket.terminate() === undefined,
+        () => false,
+      );
+    while (await listens());
+
+    for (const { answer, request, socket } of half) {
+      socket.write(`TP/1.1\r\n${HOST}Content-Length: 0\r\n\r\n`);
+      const text = await answer;
+      const [method = "", path = ""] = request.split(" ");
+      const [fields = "", json = ""] = text.split("\r\n\r\n");
+      const headers = new Headers(
+        fields
+          .split("\r\n")
+          .slice(1)
+          .map((each) => each.split(": ") as [string, string]),
+      );
+      const reply = await inspect(to, method, path, Number(text.slice(9, 12)), headers, json);
+      expect([reply.status, reply.json.error]).toEqual([503, "The server is shutting down"]);
+    }
+    inFlight.socket.write(body.slice(9));
+    expect((await inFlight.answer).slice(0, 12)).toBe("HTTP/1.1 201");
+    to.asked.push("201  POST  /items");
+    expect(await to.stop()).toBe(0);
+  });
+
+  test("421, 400 and 429 on each operation", async () => {
     const to = await start({ RATE: "1", REHEARSE: "1" });
     for (const [request, json] of operations) {
       expect((await ask(request, { to, json, headers: { host: "evil.example" } })).status).toBe(
@@ -2156,4 +2215,144 @@ describe.if(chromium !== null)("in a real browser", () => {
     view.close();
     await Promise.all([closed.stop(), opened.stop()]);
   });
+});
+
+// ── The README ─────────────────────────────────────────────────────────────────────────────────
+
+/** The rows of the tables of outcomes, with the operations that each stands for. */
+function rowsOf(readme: string) {
+  const rows = readme.match(/^\| (any|`[A-Z]+ \/).*\|$/gm) ?? [];
+  return rows.map((row) => {
+    const [, request = "", status = "", sentence = "", line = ""] = row.split(/(?<!\\) ?\| ?/);
+    const command = line.slice(1, -1).replaceAll("\\|", "|");
+    const routes = [...request.matchAll(/`(\S+) ([^`]+)`/g)].map(
+      ([, method, path]) => `${method} ${path?.replace(":id", "{id}")}`,
+    );
+    return { command, request, routes, sentence, status: Number(status) };
+  });
+}
+
+const pairs = Object.entries(document.paths).flatMap(([path, methods]) =>
+  Object.entries(methods).flatMap(([method, { responses }]) =>
+    Object.entries(responses).map(([status, { description }]) => ({
+      description,
+      pair: `${method.toUpperCase()} ${path} ${status}`,
+      status: Number(status),
+    })),
+  ),
+);
+
+describe("the README", async () => {
+  const readme = await Bun.file(join(import.meta.dir, "README.md")).text();
+  const rows = rowsOf(readme);
+
+  test("has each command run by line 9, and a real answer by line 20", async () => {
+    const lines = readme.split("\n");
+    expect(lines.indexOf("bun server.ts")).toBeLessThan(9);
+    const to = await start();
+    const [, command = "", shown = ""] = /^\$ (curl .*)\n([^`]*)```/m.exec(readme) ?? [];
+    expect(readme.slice(0, readme.indexOf(command)).split("\n").length).toBeLessThanOrEqual(20);
+    const printed = run(command, to, FOLDER);
+    to.asked.push("200  GET  /items/1");
+    for (const line of shown.trim().split("\n")) expect(printed.split("\n")).toContain(line);
+    await to.stop();
+  });
+
+  test("has a line for every answer of the document, and no other", () => {
+    const documented = new Set(pairs.map(({ pair }) => pair));
+    const told = new Set(
+      rows.flatMap(({ request, routes, sentence, status }) => {
+        if (request !== "any") return routes.map((route) => `${route} ${status}`);
+        return pairs
+          .filter((each) => each.status === status && each.description.includes(sentence))
+          .map(({ pair }) => pair);
+      }),
+    );
+    const beside = ["GET / 302", "GET /swagger 200", "GET /swagger/json 200"];
+    expect([...told].sort()).toEqual([...documented, ...beside].sort());
+    const sentences = new Set(
+      pairs
+        .filter(({ status }) => status >= 400)
+        .flatMap(({ description }) => description.split("; ")),
+    );
+    for (const { sentence, status } of rows) if (status >= 400) sentences.delete(sentence);
+    expect([...sentences]).toEqual(["The server is shutting down"]);
+    for (const { routes, sentence, status } of rows)
+      for (const route of routes.filter((each) => each.includes("/items")))
+        expect(
+          pairs.find(({ pair }) => pair === `${route} ${status}`)?.description.split("; "),
+        ).toContain(sentence);
+  });
+
+  test("has lines that do what they say, and collect all twenty-one codes", async () => {
+    const folder = mkdtempSync(join(FOLDER, "readme-"));
+    const codes = new Set<number>();
+    const sections = [
+      rows.slice(
+        0,
+        rows.findIndex(({ status }) => status === 401),
+      ),
+      rows.slice(rows.findIndex(({ status }) => status === 401)),
+    ];
+    const settings =
+      /^((?:[A-Z_]+=\S+ )+)bun server\.ts$/m.exec(readme)?.[1]?.trim().split(" ") ?? [];
+    for (const [index, section] of sections.entries()) {
+      const env = index === 0 ? {} : Object.fromEntries(settings.map((each) => each.split("=")));
+      if (index === 1) rmSync(join(folder, "items.sqlite"));
+      const to = await start({ DATABASE_URL: `sqlite://${join(folder, "items.sqlite")}`, ...env });
+      for (const { command, sentence, status } of section) {
+        const printed = run(command, to, folder);
+        const statuses = [...printed.matchAll(/HTTP\/1\.1 (\d{3})/g)].map(([, code]) =>
+          Number(code),
+        );
+        expect([command, statuses]).toEqual([command, expect.arrayContaining([status])]);
+        if (status !== 429) expect([command, statuses.length]).toEqual([command, 1]);
+        if (status >= 400)
+          expect([command, printed]).toEqual([
+            command,
+            expect.stringContaining(JSON.stringify({ error: sentence })),
+          ]);
+        codes.add(status);
+      }
+      to.child.kill();
+      await to.stop("SIGKILL");
+    }
+    expect([...codes].sort()).toEqual([
+      200, 201, 204, 302, 304, 400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 421, 422, 429, 500,
+      501, 503,
+    ]);
+  });
+
+  test("names the settings that the server has, and the scripts of package.json", async () => {
+    const code = await Bun.file(join(import.meta.dir, "server.ts")).text();
+    const used = [...code.matchAll(/setting\(\s*"([A-Z_]+)"/g)].map(([, name]) => name);
+    const table = readme.slice(readme.indexOf("## Settings"), readme.indexOf("## Outgrowing"));
+    expect(
+      [...table.matchAll(/`([A-Z_]+)`(?=.*\|.*\|.*\|)/g)]
+        .map(([, name]) => name)
+        .slice(0, used.length),
+    ).toEqual(used);
+    const { scripts } = await Bun.file(join(import.meta.dir, "package.json")).json();
+    for (const [, name = ""] of readme.matchAll(/bun run (\w+)/g))
+      expect(Object.keys(scripts)).toContain(name);
+  });
+});
+
+/** What a line of the README prints, about this server, in this folder. */
+function run(command: string, to: Live, folder: string) {
+  const line = command.replaceAll("localhost:3000", `127.0.0.1:${to.port}`);
+  const env = { ...Bun.env, PATH: `${dirname(process.execPath)}:${Bun.env.PATH}` };
+  const { stdout } = Bun.spawnSync(["bash", "-c", line], { cwd: folder, env, stderr: "ignore" });
+  return stdout.toString().replaceAll("\r", "");
+}
+
+// Last, when all else has run: what was seen on the wire is what the document says.
+test("every answer of the document was seen on the wire, and no other", () => {
+  const documented = new Set(pairs.map(({ pair }) => pair));
+  const missing = [...documented].filter((pair) => !seen.has(pair));
+  const operationsOf = new Set(pairs.map(({ pair }) => pair.replace(/ \d+$/, "")));
+  const extra = [...seen].filter(
+    (pair) => operationsOf.has(pair.replace(/ \d+$/, "")) && !documented.has(pair),
+  );
+  expect({ missing, extra }).toEqual({ missing: [], extra: [] });
 });
