@@ -223,11 +223,16 @@ const owed: Record<number, (asked: Asked) => Record<string, string>> = {
 const closing = new AbortController();
 const HERE = new Set(["localhost", HOST, hostname().toLowerCase(), ...ALLOWED_HOSTS]);
 
+/** The path of a target, also of one without an authority. */
+function pathOf(url: string) {
+  const [start, end] = [url.indexOf("/", url[0] === "/" ? 0 : 8), url.search(/[?#]/)];
+  return url.slice(start, end < 0 ? undefined : end);
+}
+
 function look(request: Request) {
   const { headers, method, url } = request;
   const host = /^([\w.-]+|\[[\da-f:.]+\])(:\d*)?$/i.exec(headers.get("host") ?? "")?.[1] ?? "";
-  const [start, end] = [url.indexOf("/", url[0] === "/" ? 0 : 8), url.search(/[?#]/)];
-  const path = url.slice(start, end < 0 ? undefined : end);
+  const path = pathOf(url);
   const methods = paths.find(({ pattern }) => pattern.test(path))?.methods;
   return { request, headers, host: host.toLowerCase(), method, methods, path, url };
 }
@@ -519,6 +524,18 @@ function acceptable({ request, set }: Pick<Context, "request" | "set">) {
   return { error: "Accept must allow application/json" };
 }
 
+/** The bytes of a body that is large, or chunked and so of unknown size, unless they are too many. */
+async function readCounted({ body }: Request) {
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of body?.values({ preventCancel: true }) ?? []) {
+    chunks.push(chunk);
+    size += chunk.length;
+    if (size > BODY_LIMIT) return undefined;
+  }
+  return Buffer.concat(chunks);
+}
+
 /** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
 
@@ -532,7 +549,9 @@ const app = new Elysia({ normalize: false, strictPath: true })
           const start = performance.now();
           const response = (await next(request)) as unknown as Response;
           if (DELAY > 0) await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
-          if (LOG) await log(request, response, performance.now() - start);
+          const isRefusal = response.status >= 400 && request.method !== "HEAD";
+          const why = LOG && isRefusal ? (await response.clone().json()).error : "";
+          if (LOG) log(request, response, performance.now() - start, why);
           return response;
         },
   )
@@ -585,23 +604,16 @@ const app = new Elysia({ normalize: false, strictPath: true })
     // §9.3.5: the content of a DELETE means nothing. `null` keeps it from being parsed.
     if (request.method === "DELETE") return null;
 
-    // Counted as it comes, for a chunked body announces no size.
-    const chunks: Uint8Array[] = [];
-    let size = 0;
-    for await (const chunk of request.body?.values({ preventCancel: true }) ?? []) {
-      chunks.push(chunk);
-      size += chunk.length;
-      if (size > BODY_LIMIT) break;
-    }
-
-    if (size > BODY_LIMIT) {
+    const isSmall = Number(request.headers.get("content-length") ?? Infinity) <= BODY_LIMIT;
+    const bytes = isSmall ? await request.bytes() : await readCounted(request);
+    if (bytes === undefined) {
       drop(request);
       set.status = 413;
       throw new Refused(TOO_LARGE);
     }
 
     try {
-      return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks)));
+      return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
     } catch {
       // 400, not 422: what cannot be read has broken no rule of the items yet.
       set.status = 400;
@@ -939,23 +951,24 @@ function print(line: string) {
 }
 
 /** Prints the line of a request: what went out, for what, how long it took, and why. */
-async function log(request: Request, response: Response, milliseconds: number) {
-  const { headers, status } = response;
-  const isGone = request.signal.aborted;
-  const isReal = !isGone && !headers.has("preference-applied") && codes.has(status);
-  const star = isReal && seen.size < seen.add(status).size && `★ ${seen.size} of ${codes.size}`;
-  const why =
-    status >= 400 && !isGone && request.method !== "HEAD" && (await response.clone().json()).error;
-  const path = look(request).path.replace(/[^!-~]/g, encodeURIComponent);
-  const words = [request.method, path, `${milliseconds.toFixed(1)} ms`, why, star];
-  print([coloured(status, isGone ? "gone" : `${status}`), ...words].filter(Boolean).join("  "));
+function log(request: Request, response: Response, milliseconds: number, why = "") {
+  const { status } = response;
+  // Asking has a price, so a client that went away within ten milliseconds may be missed.
+  const isGone = (status >= 400 || milliseconds > 10) && request.signal.aborted;
+  const isNew = codes.has(status) && !seen.has(status);
+  const isReal = isNew && !isGone && !response.headers.has("preference-applied");
+  const star = isReal ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
+  const path = pathOf(request.url).replace(/[^!-~]/g, encodeURIComponent);
+  const reason = why && !isGone ? `  ${why}` : "";
+  const shown = colours[Math.floor(status / 100)]?.replace("000", isGone ? "gone" : `${status}`);
+  print(`${shown}  ${request.method}  ${path}  ${milliseconds.toFixed(1)} ms${reason}${star}`);
 }
 
-/** A text in the colour of the class of a status, on a terminal that is not told otherwise. */
-function coloured(status: number, text: string) {
-  if (!process.stdout.isTTY || Bun.env.NO_COLOR) return text;
-  return `\x1b[${{ 2: 32, 3: 36, 4: 33 }[Math.floor(status / 100)] ?? 31}m${text}\x1b[0m`;
-}
+/** A status in the colour of its class, on a terminal that is not told otherwise. */
+const isColoured = process.stdout.isTTY && !Bun.env.NO_COLOR;
+const colours = [31, 31, 32, 36, 33, 31].map((colour) =>
+  isColoured ? `\x1b[${colour}m000\x1b[0m` : "000",
+);
 
 const file = /^sqlite:\/\/(?!:memory:)(.*)/.exec(DATABASE_URL)?.[1];
 const shown = JSON.stringify(withoutPassword(DATABASE_URL));
