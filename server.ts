@@ -509,10 +509,8 @@ class Refused extends Error {}
 
 /** Whether each member of the query of a list is there once. */
 function unambiguous({ request, set }: Pick<Context, "request" | "set">) {
-  const members = [...new URL(request.url).searchParams.keys()].filter(
-    (each) => each in Page.properties,
-  );
-  if (new Set(members).size === members.length) return;
+  const { searchParams } = new URL(request.url);
+  if (Object.keys(Page.properties).every((each) => searchParams.getAll(each).length < 2)) return;
   set.status = 400;
   return { error: ONCE };
 }
@@ -627,11 +625,9 @@ const app = new Elysia({ normalize: false, strictPath: true })
       return { error: error.cause.message };
 
     if (error instanceof ValidationError && error.type !== "response") {
-      const { required = ["an object"] } = Object(error.validator).schema as {
-        required?: string[];
-      };
       const faults = error.all as ValueError[];
       const rule = faults[0]?.schema.description;
+      const { required = ["an object"] } = Object(error.validator).schema;
 
       // 400, not 422: a query is not an item.
       if (error.type === "query") {
@@ -936,39 +932,25 @@ const codes = new Set([
 ]);
 const seen = new Set<number>();
 
-const terminal = Bun.stdout.writer();
-let isPrinting = false;
-
-/** Prints a line; the lines of one turn of the event loop go out together. */
-function print(line: string) {
-  terminal.write(`${line}\n`);
-  if (isPrinting) return;
-  isPrinting = true;
-  setImmediate(() => {
-    isPrinting = false;
-    terminal.flush();
-  });
-}
+const terminal = Bun.stdout.writer(); // It gathers the lines of a turn, and then prints them.
+const print = (line: string) => void terminal.write(`${line}\n`);
+const isColoured = process.stdout.isTTY && !Bun.env.NO_COLOR;
+const COLOURS = [31, 31, 32, 36, 33, 31];
 
 /** Prints the line of a request: what went out, for what, how long it took, and why. */
 function log(request: Request, response: Response, milliseconds: number, why = "") {
-  const { status } = response;
+  const { headers, status } = response;
   // Asking has a price, so a client that went away within ten milliseconds may be missed.
   const isGone = (status >= 400 || milliseconds > 10) && request.signal.aborted;
-  const isNew = codes.has(status) && !seen.has(status);
-  const isReal = isNew && !isGone && !response.headers.has("preference-applied");
-  const star = isReal ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
-  const path = pathOf(request.url).replace(/[^!-~]/g, encodeURIComponent);
-  const reason = why && !isGone ? `  ${why}` : "";
-  const shown = colours[Math.floor(status / 100)]?.replace("000", isGone ? "gone" : `${status}`);
-  print(`${shown}  ${request.method}  ${path}  ${milliseconds.toFixed(1)} ms${reason}${star}`);
+  const isReal = codes.has(status) && !isGone && !headers.has("preference-applied");
+  const star = isReal && !seen.has(status) ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
+  const code = isGone ? "gone" : status;
+  const shown = isColoured ? `\x1b[${COLOURS[Math.floor(status / 100)]}m${code}\x1b[0m` : code;
+  const time = `${Math.round(milliseconds * 10) / 10} ms`;
+  const line = `  ${request.method}  ${pathOf(request.url)}  ${time}${why && !isGone ? `  ${why}` : ""}`;
+  const isPrintable = /^[ -~]*$/.test(line);
+  print(shown + (isPrintable ? line : line.replace(/[^ -~]/g, encodeURIComponent)) + star);
 }
-
-/** A status in the colour of its class, on a terminal that is not told otherwise. */
-const isColoured = process.stdout.isTTY && !Bun.env.NO_COLOR;
-const colours = [31, 31, 32, 36, 33, 31].map((colour) =>
-  isColoured ? `\x1b[${colour}m000\x1b[0m` : "000",
-);
 
 const file = /^sqlite:\/\/(?!:memory:)(.*)/.exec(DATABASE_URL)?.[1];
 const shown = JSON.stringify(withoutPassword(DATABASE_URL));
@@ -988,7 +970,10 @@ try {
 try {
   app.listen({
     development: false, // or the page of an error shows the source
-    error: () => Response.json({ error: "Server error" }, { status: 500 }),
+    error(error) {
+      console.error(error); // It escaped the app: no field could be set, but no word of it leaves.
+      return Response.json({ error: "Server error" }, { status: 500 });
+    },
     hostname: HOST,
     idleTimeout: 30, // seconds
     maxRequestBodySize: Infinity, // or Bun answers and cuts off; the body is counted above
@@ -1001,14 +986,12 @@ try {
   refuseToStart(`HOST is "${HOST}", but may only be a name or an address of this machine.`);
 }
 
-const isLocal = /^(127\.|localhost$|::1$)/.test(HOST);
-const name =
-  HOST === "0.0.0.0" || HOST === "::" ? "localhost" : HOST.includes(":") ? `[${HOST}]` : HOST;
+const name = HOST.replace(/^(0\.0\.0\.0|::)$/, "localhost").replace(/.*:.*/, "[$&]");
 const address = `http://${name}:${app.server?.port}`;
 print(`Items  ${address}`);
 print(`Docs   ${address}/swagger`);
 print(`Store  ${file ? `${file}; delete it to start over` : shown}`);
-if (!isLocal && !TOKEN)
+if (!/^(127\.|localhost$|::1$)/.test(HOST) && !TOKEN)
   print("Warning: other machines can write here. Set TOKEN to keep them out.");
 
 /** Takes nothing new, answers what is in flight, closes the store. A second signal ends at once. */
