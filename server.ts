@@ -81,6 +81,8 @@ const BODY_LIMIT = 65_536; // bytes
 
 /** An item as the store keeps it. */
 type Item = { id: string; name: string };
+/** The members that a client may change. */
+type Change = { name?: string | undefined };
 type Query = (sql: string, ...values: (string | number | null)[]) => Item[] | Promise<Item[]>;
 type Store = { read: Query; write: Query; script: (sql: string) => unknown; close: () => unknown };
 
@@ -89,9 +91,9 @@ const CREATE = `create table items (id text collate "C" primary key, name text n
 const FIND = "select id, name from items where id = $1";
 const PAGE = `select id, name from items where id > $1 and name = coalesce($2, name)
   order by id limit $3`;
-const INSERT = "insert into items (id, name) values ($1, $2) on conflict do nothing returning id";
-const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning id";
-const DELETE = "delete from items where id = $1 and name = $2 returning id";
+const INSERT = "insert into items (id, name) values ($1, $2) on conflict do nothing returning *";
+const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning *";
+const DELETE = "delete from items where id = $1 and name = $2 returning *";
 
 /** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
 function sqlite(file: string): Store {
@@ -156,20 +158,22 @@ function isOutOfReach(error: unknown) {
 }
 
 /**
- * Puts `name` in the place of what is there, if `may` agrees with that: one atomic step.
- * @param name the new name; `null` deletes the item, `undefined` leaves it as it is
- * @returns what was there before, whether or not it was replaced
+ * Changes an item, creates it where there is none, or deletes it, if `may` agrees with what is
+ * there: one atomic step.
+ * @param change the members to change; `null` deletes the item
+ * @returns the item as it was before, and as it was written, if `may` agreed
  */
-async function replace(id: string, name: string | null | undefined, may: (now?: Item) => boolean) {
+async function replace(id: string, change: Change | null, may: (now?: Item) => boolean) {
   for (;;) {
-    const [now] = await store.read(FIND, id);
-    if (name === undefined || !may(now)) return now;
-    const rows = !now
-      ? await store.write(INSERT, id, name)
-      : name === null
-        ? await store.write(DELETE, id, now.name)
-        : await store.write(UPDATE, name, id, now.name);
-    if (rows.length > 0) return now;
+    const [before] = await store.read(FIND, id);
+    if (!may(before)) return { before };
+    const { name = before?.name ?? "" } = change ?? {};
+    const [after] = before
+      ? change
+        ? await store.write(UPDATE, name, id, before.name)
+        : await store.write(DELETE, id, before.name)
+      : await store.write(INSERT, id, name);
+    if (after) return { before, after };
   }
 }
 
@@ -323,9 +327,12 @@ function names(field: string, tag: string | undefined, compared: "strongly" | "w
   return tags.some((each) => (compared === "weakly" ? each.replace("W/", "") : each) === tag);
 }
 
+/** How an item is represented on the wire. */
+const represent = ({ name }: Item) => ({ item: name });
+
 /** Whether the conditions of a write hold for what is there now. */
 const holds = (request: Request, now: Item | undefined) =>
-  !failedCondition(request, now && etag({ item: now.name }));
+  !failedCondition(request, now && etag(represent(now)));
 
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
 //
@@ -669,10 +676,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       set.headers.location = "/swagger";
       set.status = 302;
     },
-    {
-      ...HIDDEN,
-      response: { 302: empty("The docs are at /swagger", "Location"), ...shared(400) },
-    },
+    { ...HIDDEN, response: { 302: empty("The docs are at /swagger", "Location"), ...shared(400) } },
   )
 
   .get(
@@ -719,17 +723,17 @@ const app = new Elysia({ normalize: false, strictPath: true })
   .post(
     "/items",
     async ({ body: { id, name }, set }) => {
-      const before = await replace(id, name, (now) => now === undefined);
+      const { after } = await replace(id, { name }, (now) => !now);
 
       // 400, not 409: the lesson that this server keeps to says so.
-      if (before) {
+      if (!after) {
         set.status = 400;
         return { error: "Item already exists" };
       }
 
       // 201, not 200: Location names something that was not there before.
       set.headers.location = `/items/${encodeURIComponent(id)}`;
-      set.headers.etag = etag({ item: name });
+      set.headers.etag = etag(represent(after));
       set.status = 201;
       return { message: "Item created" };
     },
@@ -761,7 +765,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
         return { error: "Item not found" };
       }
 
-      const tag = etag({ item: item.name });
+      const tag = etag(represent(item));
       const failed = failedCondition(request, tag);
       if (failed === "If-Match") {
         set.status = 412;
@@ -776,7 +780,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       }
 
       set.status = 200;
-      return { item: item.name };
+      return represent(item);
     },
     {
       beforeHandle: acceptable,
@@ -799,7 +803,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
       }
 
       const isItself = id === undefined || id === params.id;
-      const before = await replace(params.id, name, (now) => isItself && holds(request, now));
+      const may = (now?: Item) => isItself && holds(request, now);
+      const { after, before } = await replace(params.id, { name }, may);
 
       // 412, not 409: the client itself has set the condition.
       if (!holds(request, before)) {
@@ -807,13 +812,13 @@ const app = new Elysia({ normalize: false, strictPath: true })
         return { error: "If-Match or If-None-Match does not hold" };
       }
 
-      // 409, not 422: both ids are fine, but they do not agree.
-      if (!isItself) {
+      // 409, not 422: both ids are fine, but they do not agree. Nothing else is in the way.
+      if (!after) {
         set.status = 409;
         return { error: "The id of the body must be that of the path" };
       }
 
-      set.headers.etag = etag({ item: name });
+      set.headers.etag = etag(represent(after));
 
       // 201: PUT creates what is not there yet (§9.3.4).
       if (!before) {
@@ -843,11 +848,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
     "/items/:id",
     async ({ body: { id, name }, params, request, set }) => {
       const isItself = id === undefined || id === params.id;
-      const before = await replace(
-        params.id,
-        name,
-        (now) => !!now && isItself && holds(request, now),
-      );
+      const may = (now?: Item) => !!now && isItself && holds(request, now);
+      const { after, before } = await replace(params.id, { name }, may);
 
       // 404, not 201: a patch needs something to change.
       if (!before) {
@@ -860,12 +862,12 @@ const app = new Elysia({ normalize: false, strictPath: true })
         return { error: "If-Match or If-None-Match does not hold" };
       }
 
-      if (!isItself) {
+      if (!after) {
         set.status = 409;
         return { error: "The id of the body must be that of the path" };
       }
 
-      set.headers.etag = etag({ item: name ?? before.name });
+      set.headers.etag = etag(represent(after));
       set.status = 200;
       return { message: "Item updated" };
     },
@@ -885,7 +887,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
   .delete(
     "/items/:id",
     async ({ params, request, set }) => {
-      const before = await replace(params.id, null, (now) => !!now && holds(request, now));
+      const may = (now?: Item) => !!now && holds(request, now);
+      const { before } = await replace(params.id, null, may);
 
       // 404, not 204: the client learns that it was gone before.
       if (!before) {
