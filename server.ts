@@ -82,17 +82,18 @@ const BODY_LIMIT = 65_536; // bytes
 /** An item as the store keeps it. */
 type Item = { id: string; name: string };
 /** The members that a client may change. */
-type Change = { name?: string | undefined };
+type Change = Partial<Item>;
 type Query = (sql: string, ...values: (string | number | null)[]) => Item[] | Promise<Item[]>;
 type Store = { read: Query; write: Query; script: (sql: string) => unknown; close: () => unknown };
 
 const CREATE = `create table items (id text collate "C" primary key, name text not null);
-  insert into items (id, name) values ('1', 'apple'), ('2', 'banana')`;
-const FIND = "select id, name from items where id = $1";
-const PAGE = `select id, name from items where id > $1 and name = coalesce($2, name)
+  insert into items values ('1', 'apple'), ('2', 'banana')`;
+const FIND = "select * from items where id = $1";
+const PAGE = `select * from items where id > $1 and name = coalesce($2, name)
   order by id limit $3`;
-const INSERT = "insert into items (id, name) values ($1, $2) on conflict do nothing returning *";
+const INSERT = "insert into items values ($1, $2) on conflict do nothing returning *";
 const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning *";
+const PROBE = "update items set name = name where id = '' returning *";
 const DELETE = "delete from items where id = $1 and name = $2 returning *";
 
 /** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
@@ -370,7 +371,7 @@ const Page = t.Object(
   OPEN,
 );
 const TheItem = { item: t.String({ example: "apple" }) };
-const TheItems = { items: t.Array(t.Object({ id: t.String(), name: t.String() })) };
+const TheItems = { items: t.Array(NewItem) };
 const Created = { message: t.String({ enum: ["Item created"] }) };
 const Updated = { message: t.String({ enum: ["Item updated"] }) };
 
@@ -405,6 +406,10 @@ const empty = (when: string, ...fields: Field[]) =>
 const refusal = (sentences: string[], ...fields: Field[]) =>
   answer(sentences.join("; "), { error: t.String({ enum: sentences }) }, ...fields);
 
+/** What is said to a body that lacks what its schema requires. */
+const missing = ({ required = ["an object"] }: { required?: string[] }) =>
+  `Bad request, ${required.join(" and ")} required`;
+
 /** What the guards say with a status. */
 const said = (status: number): string[] =>
   guards.flatMap((guard) => (guard[0] === status ? guard[1] : []));
@@ -422,7 +427,7 @@ const Shared = {
   413: refusal([TOO_LARGE]),
   415: refusal(said(415), "Accept", "Accept-Encoding"),
   421: refusal(said(421)),
-  422: refusal([ID_RULE, NAME_RULE]),
+  422: refusal(Object.values(NewItem.properties).map(({ description }) => `${description}`)),
   429: refusal(said(429), "Retry-After"),
   500: refusal(["Server error"]),
   503: refusal([...said(503), "The store is busy or out of reach"], "Retry-After"),
@@ -634,7 +639,6 @@ const app = new Elysia({ normalize: false, strictPath: true })
     if (error instanceof ValidationError && error.type !== "response") {
       const faults = error.all as ValueError[];
       const rule = faults[0]?.schema.description;
-      const { required = ["an object"] } = Object(error.validator).schema;
 
       // 400, not 422: a query is not an item.
       if (error.type === "query") {
@@ -645,7 +649,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       // 400, not 422: without what is required, or not even an object, it is no item.
       if (faults.some(({ path, value }) => path === "" || value === undefined)) {
         set.status = 400;
-        return { error: `Bad request, ${required.join(" and ")} required` };
+        return { error: missing(Object(error.validator).schema) };
       }
 
       // 422, not 400: it is an item, but for this value.
@@ -722,8 +726,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
   .post(
     "/items",
-    async ({ body: { id, name }, set }) => {
-      const { after } = await replace(id, { name }, (now) => !now);
+    async ({ body: { id, ...change }, set }) => {
+      const { after } = await replace(id, change, (now) => !now);
 
       // 400, not 409: the lesson that this server keeps to says so.
       if (!after) {
@@ -743,12 +747,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       ...about("createItem", "Create an item", "Create an item under an id that is still free."),
       response: {
         201: answer("The id was free", Created, "ETag", "Location"),
-        400: refusal([
-          NOT_JSON,
-          "Bad request, id and name required",
-          "Item already exists",
-          ...said(400),
-        ]),
+        400: refusal([NOT_JSON, missing(NewItem), "Item already exists", ...said(400)]),
         ...shared(401, 403, 406, 413, 415, 422),
       },
     },
@@ -795,7 +794,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
   .put(
     "/items/:id",
-    async ({ body: { id, name }, params, request, set }) => {
+    async ({ body: { id, ...change }, params, request, set }) => {
       // 422, not 404: on this path an item would be created.
       if (!isId(params.id)) {
         set.status = 422;
@@ -804,7 +803,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
       const isItself = id === undefined || id === params.id;
       const may = (now?: Item) => isItself && holds(request, now);
-      const { after, before } = await replace(params.id, { name }, may);
+      const { after, before } = await replace(params.id, change, may);
 
       // 412, not 409: the client itself has set the condition.
       if (!holds(request, before)) {
@@ -838,7 +837,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       response: {
         200: answer("The item existed", Updated, "ETag"),
         201: answer("The item did not exist", Created, "ETag", "Location"),
-        400: refusal([NOT_JSON, "Bad request, name required", ...said(400)]),
+        400: refusal([NOT_JSON, missing(NewName), ...said(400)]),
         ...shared(401, 403, 406, 409, 412, 413, 415, 422),
       },
     },
@@ -846,10 +845,10 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
   .patch(
     "/items/:id",
-    async ({ body: { id, name }, params, request, set }) => {
+    async ({ body: { id, ...change }, params, request, set }) => {
       const isItself = id === undefined || id === params.id;
       const may = (now?: Item) => !!now && isItself && holds(request, now);
-      const { after, before } = await replace(params.id, { name }, may);
+      const { after, before } = await replace(params.id, change, may);
 
       // 404, not 201: a patch needs something to change.
       if (!before) {
@@ -878,7 +877,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       ...about("patchItem", "Change an item", "Change what the merge patch (RFC 7396) names."),
       response: {
         200: answer("The item existed", Updated, "ETag"),
-        400: refusal([NOT_JSON, "Bad request, an object required", ...said(400)]),
+        400: refusal([NOT_JSON, missing(Patch), ...said(400)]),
         ...shared(401, 403, 404, 406, 409, 412, 413, 415, 422),
       },
     },
@@ -963,7 +962,7 @@ try {
   store = isSqlite ? sqlite(file ?? ":memory:") : postgres(DATABASE_URL);
   // Where there is a table, it stays. Whether it is ours, the write shows, that changes nothing.
   await Promise.try(() => store.script(CREATE)).catch(() => {});
-  await store.write(UPDATE, "", "", "");
+  await store.write(PROBE);
 } catch {
   refuseToStart(
     `DATABASE_URL is ${shown}, but may only be ${STORES}, of a store that can be written.`,
