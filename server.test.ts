@@ -85,10 +85,10 @@ function reader(stream: ReadableStream<Uint8Array>) {
 /** Every request that was sent, as its log line has to say: `404  GET  /items/9`. */
 type Live = Awaited<ReturnType<typeof start>>;
 
-async function start(settings: Settings = {}) {
+async function start(settings: Settings = {}, cwd = import.meta.dir) {
   const store = settings.DATABASE_URL ?? (await newStore());
   const child = Bun.spawn([process.execPath, "server.ts"], {
-    cwd: import.meta.dir,
+    cwd,
     env: environment({ LOG: "on", DATABASE_URL: store, ...settings }),
     stdout: "pipe",
     stderr: "pipe",
@@ -2321,6 +2321,31 @@ describe("the README", async () => {
       200, 201, 204, 302, 304, 400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 421, 422, 429, 500,
       501, 503,
     ]);
+  });
+
+  test("has edits that make an item with a price, and they do what it shows", async () => {
+    const folder = mkdtempSync(join(FOLDER, "price-"));
+    for (const name of ["server.ts", "package.json", "bunfig.toml", "bun.lock"])
+      await Bun.write(join(folder, name), Bun.file(join(import.meta.dir, name)));
+    const section = readme.slice(
+      readme.indexOf("## Make it yours"),
+      readme.indexOf("## Outgrowing"),
+    );
+    await Bun.write(
+      join(folder, "price.diff"),
+      /```diff\n([^`]*(?:`[^`]+)*?)```\n/.exec(section)?.[1] ?? "",
+    );
+    const { exitCode } = Bun.spawnSync(["bash", "-c", "patch -p0 < price.diff"], { cwd: folder });
+    expect(exitCode).toBe(0);
+    const to = await start(
+      { DATABASE_URL: `sqlite://${join(folder, "items.sqlite")}`, LOG: "off" },
+      folder,
+    );
+    const shown = [...section.matchAll(/^\$ (curl .*)\n(.*)$/gm)];
+    expect(shown.length).toBe(3);
+    for (const [, command = "", answer = ""] of shown)
+      expect(run(command, to, folder)).toBe(answer);
+    await to.stop();
   });
 
   test("names the settings that the server has, and the scripts of package.json", async () => {

@@ -168,7 +168,7 @@ async function replace(id: string, change: Change | null, may: (now?: Item) => b
   for (;;) {
     const [before] = await store.read(FIND, id);
     if (!may(before)) return { before };
-    const { name = before?.name ?? "" } = change ?? {};
+    const { name = "" } = { ...before, ...change };
     const [after] = before
       ? change
         ? await store.write(UPDATE, name, id, before.name)
