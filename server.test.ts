@@ -22,6 +22,12 @@ const POSTGRES = Bun.env.TEST_DATABASE_URL ?? "";
 const FOLDER = mkdtempSync(join(tmpdir(), "items-"));
 const SETTINGS =
   "PORT HOST DATABASE_URL TOKEN READ_TOKEN ALLOWED_HOSTS CORS_ORIGIN RATE DELAY REHEARSE LOG";
+/** `bun server.ts`, with the same bunfig.toml, from another folder. */
+const ELSEWHERE = [
+  process.execPath,
+  `--config=${join(import.meta.dir, "bunfig.toml")}`,
+  join(import.meta.dir, "server.ts"),
+];
 const admin = POSTGRES ? new SQL(POSTGRES, { max: 2 }) : undefined;
 let stores = 0;
 
@@ -1784,7 +1790,7 @@ async function hostileClient(to: Live, client: number, seed: number) {
 
 /** Runs the server until it ends by itself, in an empty folder. */
 async function runToItsEnd(settings: Settings) {
-  const child = Bun.spawn([process.execPath, join(import.meta.dir, "server.ts")], {
+  const child = Bun.spawn(ELSEWHERE, {
     cwd: FOLDER,
     env: environment({ DATABASE_URL: "sqlite://:memory:", ...settings }),
     stdout: "pipe",
@@ -1858,7 +1864,7 @@ describe("settings", () => {
       ...Bun.env,
       ...Object.fromEntries(SETTINGS.split(" ").map((name) => [name, undefined])),
     };
-    const child = Bun.spawn([process.execPath, join(import.meta.dir, "server.ts")], {
+    const child = Bun.spawn(ELSEWHERE, {
       cwd: folder,
       env,
       stdout: "pipe",
