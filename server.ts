@@ -546,6 +546,25 @@ async function readCounted({ body }: Request) {
   return Buffer.concat(chunks);
 }
 
+/** The body as JSON; only now, after all guards, is it read. */
+async function readJson({ request, set }: Pick<Context, "request" | "set">): Promise<unknown> {
+  const isSmall = Number(request.headers.get("content-length") ?? Infinity) <= BODY_LIMIT;
+  const bytes = isSmall ? await request.bytes() : await readCounted(request);
+  if (bytes === undefined) {
+    drop(request);
+    set.status = 413;
+    throw new Refused(TOO_LARGE);
+  }
+
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch {
+    // 400, not 422: what cannot be read has broken no rule of the items yet.
+    set.status = 400;
+    throw new Refused(NOT_JSON);
+  }
+}
+
 /** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
 
@@ -607,27 +626,6 @@ const app = new Elysia({ normalize: false, strictPath: true })
       set.headers["preference-applied"] = rehearsed[0];
       set.status = Number(rehearsed[1]);
       return { error: "Rehearsed, because Prefer asks for it" };
-    }
-  })
-
-  .onParse(async ({ request, set }) => {
-    // §9.3.5: the content of a DELETE means nothing. `null` keeps it from being parsed.
-    if (request.method === "DELETE") return null;
-
-    const isSmall = Number(request.headers.get("content-length") ?? Infinity) <= BODY_LIMIT;
-    const bytes = isSmall ? await request.bytes() : await readCounted(request);
-    if (bytes === undefined) {
-      drop(request);
-      set.status = 413;
-      throw new Refused(TOO_LARGE);
-    }
-
-    try {
-      return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-    } catch {
-      // 400, not 422: what cannot be read has broken no rule of the items yet.
-      set.status = 400;
-      throw new Refused(NOT_JSON);
     }
   })
 
@@ -743,6 +741,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     },
     {
       beforeHandle: acceptable,
+      parse: readJson,
       body: NewItem,
       ...about("createItem", "Create an item", "Create an item under an id that is still free."),
       response: {
@@ -832,6 +831,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     {
       beforeHandle: acceptable,
       params: Path,
+      parse: readJson,
       body: NewName,
       ...about("putItem", "Replace an item", "Put an item in its place, or create it there."),
       response: {
@@ -873,6 +873,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     {
       beforeHandle: acceptable,
       params: Path,
+      parse: readJson,
       body: Patch,
       ...about("patchItem", "Change an item", "Change what the merge patch (RFC 7396) names."),
       response: {
