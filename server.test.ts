@@ -1232,6 +1232,16 @@ describe("failures", () => {
     expect(to.stderr.text).toMatch(/no such table: items|relation "items" does not exist/);
   });
 
+  test("500 when an answer breaks its own schema, instead of the answer", async () => {
+    const to = await start();
+    await outside(to.store, `insert into items values ('0', '${"x".repeat(1025)}')`);
+    const reply = await ask("GET /items", { to });
+    expect([reply.status, reply.text]).toEqual([500, '{"error":"Server error"}']);
+    expect((await ask("GET /items?after=0", { to })).status).toBe(200);
+    await to.stop();
+    expect(to.stderr.text).not.toBe("");
+  });
+
   test("503 on each operation while the server shuts down, to those who are still asking", async () => {
     const to = await start();
     const connect = async (begin: string) => {
