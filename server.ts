@@ -342,7 +342,8 @@ const holds = (request: Request, now: Item | undefined) =>
 // the tests use it, and a refusal says it on the wire. The description of a member is its rule.
 
 // Any character but a control character (Cc) or half of a surrogate pair.
-const CHARACTER = String.raw`([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]|[\ud800-\udbff][\udc00-\udfff])`;
+const PAIR = String.raw`[\ud800-\udbff][\udc00-\udfff]`;
+const CHARACTER = String.raw`([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]|${PAIR})`;
 const ID_RULE = "id must be 1 to 128 characters, none of them a control character, and not . or ..";
 const NAME_RULE = "name must be 1 to 1024 characters, none of them a control character";
 const LIMIT_RULE = "limit must be a whole number from 1 to 100";
@@ -468,22 +469,36 @@ function asServed(
 
 // Swagger UI in the place of Scalar, whose page the plugin writes: it needs no network.
 const PAGE_SCRIPT = `
-  const add = (tag, members) => document.head.append(Object.assign(document.createElement(tag), members));
+  const add = (tag, members) =>
+    document.head.append(Object.assign(document.createElement(tag), members));
   const domNode = document.body.appendChild(document.createElement("main"));
   const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.lang = "en";
   document.documentElement.classList.toggle("dark-mode", isDark);
   add("link", { rel: "icon", href: "/favicon.ico" });
   add("link", { rel: "stylesheet", href: "/swagger/ui.css" });
-  add("script", { src: "/swagger/ui.js", onload: () => SwaggerUIBundle({ url: "/swagger/json", domNode }) });`;
+  const show = () => SwaggerUIBundle({ url: "/swagger/json", domNode });
+  add("script", { src: "/swagger/ui.js", onload: show });`;
 const PAGE_STYLE = `
   .swagger-ui .live-responses-table .response .response-col_status { font-size: 40px }`;
 
+// Nothing comes from elsewhere, and nobody may frame a page that can write. The digest is that of
+// an empty script, in which the plugin keeps its settings.
+const ONLY_FROM_HERE = `
+  default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I=';
+  style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'`.replace(
+  /\s+/g,
+  " ",
+);
+
+const ABOUT =
+  "One resource, and every HTTP status code for a real reason. What concerns every request is " +
+  "asked in this order, and the first objection is the answer:";
+const ORDER = guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n");
+
 const docs = new Elysia()
   .onAfterHandle(({ response, set }) => {
-    // Nothing comes from elsewhere, and nobody may frame a page that can write.
-    set.headers["content-security-policy"] =
-      "default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I='; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+    set.headers["content-security-policy"] = ONLY_FROM_HERE;
     if (Object(response).openapi) return JSON.parse(JSON.stringify(response), asServed);
   })
   .use(
@@ -494,7 +509,7 @@ const docs = new Elysia()
         info: {
           title: "Items",
           version: "1.0.0",
-          description: `One resource, and every HTTP status code for a real reason. Each request is asked in this order, and the first objection answers:\n\n${guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n")}`,
+          description: `${ABOUT}\n\n${ORDER}`,
           contact: { name: "Whoever runs this server" },
           license: { name: "MIT", url: "https://opensource.org/license/mit" },
         },
@@ -535,7 +550,7 @@ function acceptable({ request, set }: Pick<Context, "request" | "set">) {
   return { error: "Accept must allow application/json" };
 }
 
-/** The bytes of a body that is large, or chunked and so of unknown size, unless they are too many. */
+/** The bytes of a body that is large, or chunked and so of unknown size; undefined if too many. */
 async function readCounted({ body }: Request) {
   const chunks: Uint8Array[] = [];
   let size = 0;
@@ -953,7 +968,8 @@ function log(request: Request, response: Response, milliseconds: number, why = "
   const code = isGone ? "gone" : status;
   const shown = isColoured ? `\x1b[${COLOURS[Math.floor(status / 100)]}m${code}\x1b[0m` : code;
   const time = `${Math.round(milliseconds * 10) / 10} ms`;
-  const line = `  ${request.method}  ${pathOf(request.url)}  ${time}${why && !isGone ? `  ${why}` : ""}`;
+  const reason = why && !isGone ? `  ${why}` : "";
+  const line = `  ${request.method}  ${pathOf(request.url)}  ${time}${reason}`;
   const isPrintable = /^[ -~]*$/.test(line);
   print(shown + (isPrintable ? line : line.replace(/[^ -~]/g, encodeURIComponent)) + star);
 }
