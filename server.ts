@@ -480,7 +480,14 @@ const PAGE_SCRIPT = `
   const show = () => SwaggerUIBundle({ url: "/swagger/json", domNode });
   add("script", { src: "/swagger/ui.js", onload: show });`;
 const PAGE_STYLE = `
-  .swagger-ui .live-responses-table .response .response-col_status { font-size: 40px }`;
+  .swagger-ui .live-responses-table .response .response-col_status {
+    font-size: clamp(24px, 4vw, 40px);
+    min-width: 0;
+    padding-right: 12px;
+    width: 1%;
+  }
+  .swagger-ui .response-col_links { display: none }
+  .swagger-ui .headers .header-col { color: inherit }`;
 
 // Nothing comes from elsewhere, and nobody may frame a page that can write. The digest is that of
 // an empty script, in which the plugin keeps its settings.
