@@ -960,25 +960,38 @@ const codes = new Set([
 ]);
 const seen = new Set<number>();
 
-const terminal = Bun.stdout.writer(); // It gathers the lines of a turn, and then prints them.
-const print = (line: string) => void terminal.write(`${line}\n`);
+const terminal = Bun.stdout.writer();
+let lines = "";
+
+/** Prints a line, with all that come within ten milliseconds: a write costs more than a line. */
+function print(line: string) {
+  if (lines === "") setTimeout(flush, 10);
+  lines += `${line}\n`;
+}
+
+function flush() {
+  terminal.write(lines);
+  lines = "";
+}
+
 const isColoured = process.stdout.isTTY && !Bun.env.NO_COLOR;
 const COLOURS = [31, 31, 32, 36, 33, 31];
 
 /** Prints the line of a request: what went out, for what, how long it took, and why. */
 function log(request: Request, response: Response, milliseconds: number, why = "") {
-  const { headers, status } = response;
+  const { status } = response;
   // Asking has a price, so a client that went away within ten milliseconds may be missed.
   const isGone = (status >= 400 || milliseconds > 10) && request.signal.aborted;
-  const isReal = codes.has(status) && !isGone && !headers.has("preference-applied");
-  const star = isReal && !seen.has(status) ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
+  const isNew = !seen.has(status) && codes.has(status) && !isGone;
+  const isReal = isNew && !response.headers.has("preference-applied");
+  const star = isReal ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
   const code = isGone ? "gone" : status;
   const shown = isColoured ? `\x1b[${COLOURS[Math.floor(status / 100)]}m${code}\x1b[0m` : code;
-  const time = `${Math.round(milliseconds * 10) / 10} ms`;
+  const time = Math.round(milliseconds * 10) / 10;
+  const path = pathOf(request.url);
+  const visible = /^[!-~]*$/.test(path) ? path : path.replace(/[^!-~]/g, encodeURIComponent);
   const reason = why && !isGone ? `  ${why}` : "";
-  const line = `  ${request.method}  ${pathOf(request.url)}  ${time}${reason}`;
-  const isPrintable = /^[ -~]*$/.test(line);
-  print(shown + (isPrintable ? line : line.replace(/[^ -~]/g, encodeURIComponent)) + star);
+  print(`${shown}  ${request.method}  ${visible}  ${time} ms${reason}${star}`);
 }
 
 const file = /^sqlite:\/\/(?!:memory:)(.*)/.exec(DATABASE_URL)?.[1];
@@ -992,7 +1005,7 @@ try {
   await store.write(PROBE);
 } catch {
   refuseToStart(
-    `DATABASE_URL is ${shown}, but may only be ${STORES}, of a store that can be written.`,
+    `DATABASE_URL is ${shown}, but that store cannot be opened and written. It may be ${STORES}.`,
   );
 }
 
@@ -1034,6 +1047,7 @@ async function stop() {
   const missing = [...codes].filter((code) => !seen.has(code)).sort();
   if (LOG)
     print(missing.length > 0 ? `Still to be found: ${missing.join(" ")}` : "All were found.");
+  flush();
   await terminal.end();
   process.exit(0);
 }
