@@ -491,12 +491,12 @@ const PAGE_STYLE = `
 
 // Nothing comes from elsewhere, and nobody may frame a page that can write. The digest is that of
 // an empty script, in which the plugin keeps its settings.
-const ONLY_FROM_HERE = `
-  default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I=';
-  style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'`.replace(
-  /\s+/g,
-  " ",
-);
+const ONLY_FROM_HERE = [
+  "default-src 'self' 'sha256-TcUB1mzXiQO4GxpTRZ0EMpOXKMU3u+n/q1WrgVIcs1I='",
+  "style-src 'self' 'unsafe-inline'",
+  "img-src 'self' data:",
+  "frame-ancestors 'none'",
+].join("; ");
 
 const ABOUT =
   "One resource, and every HTTP status code for a real reason. What concerns every request is " +
