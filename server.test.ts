@@ -1850,6 +1850,14 @@ describe("settings", () => {
     },
   );
 
+  test("a read token that is the write token as well", async () => {
+    const { code, stderr } = await runToItsEnd({ TOKEN: "same", READ_TOKEN: "same" });
+    expect([code, stderr]).toEqual([
+      1,
+      "READ_TOKEN is the same as TOKEN, but may only be another one.\n",
+    ]);
+  });
+
   test("a store that is out of reach is named without its password", async () => {
     const { code, stderr } = await runToItsEnd({
       DATABASE_URL: "postgres://me:p4ss@127.0.0.1:1/items?password=p4ss",

@@ -64,6 +64,8 @@ const READ_TOKEN = setting(
   TOKEN ? /^[!-~]+$/ : /^$/,
   `${ASCII}, and a TOKEN set`,
 );
+if (READ_TOKEN !== "" && READ_TOKEN === TOKEN)
+  refuseToStart("READ_TOKEN is the same as TOKEN, but may only be another one.");
 const ALLOWED_HOSTS = split(setting("ALLOWED_HOSTS", "", HOSTS, "names of hosts without a port"));
 const CORS_ORIGIN = split(
   setting("CORS_ORIGIN", "", ORIGINS, "* or origins like http://a.test:81"),
