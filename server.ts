@@ -48,6 +48,7 @@ const withoutPassword = (url: string) => url.replace(/.*@/s, "…@").replace(/\?
 const split = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
 
 const PORTS = /^([0-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])$/;
+const STORE = /^(sqlite|postgres(ql)?):\/\/./;
 const STORES = "sqlite://FILE, sqlite://:memory: or postgres://USER:PASSWORD@HOST:PORT/DATABASE";
 const HOSTS = /^[\w.-]+(\s*,\s*[\w.-]+)*$/;
 const ORIGINS = /^(\*|https?:\/\/[\w.:[\]-]+)(\s*,\s*(\*|https?:\/\/[\w.:[\]-]+))*$/i;
@@ -55,7 +56,6 @@ const ASCII = "visible ASCII characters without a space";
 
 const PORT = setting("PORT", "3000", PORTS, "a free port from 0 to 65535");
 const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, "a name or an address of this machine");
-const STORE = /^(sqlite|postgres(ql)?):\/\/./;
 const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", STORE, STORES);
 const TOKEN = setting("TOKEN", "", /^[!-~]+$/, ASCII);
 const READ_TOKEN = setting(
@@ -96,8 +96,8 @@ const PAGE = `select * from items where id > $1 and name = coalesce($2, name)
   order by id limit $3`;
 const INSERT = "insert into items values ($1, $2) on conflict do nothing returning *";
 const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning *";
-const PROBE = "update items set name = name where id = '' returning *";
 const DELETE = "delete from items where id = $1 and name = $2 returning *";
+const PROBE = "update items set name = name where id = '' returning *";
 
 /** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
 function sqlite(file: string): Store {
@@ -118,10 +118,11 @@ function sqlite(file: string): Store {
       const rows = transaction.immediate(writes);
       writes.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
     } catch (error) {
-      // Another process may hold the lock: reads go on, and the writes wait for up to a second.
-      const mayWait = isOutOfReach(error) && writes.every(({ until }) => Date.now() < until);
-      if (mayWait) setTimeout(commit, 5, waiting.unshift(...writes));
-      else writes.forEach(({ reject }) => reject(error));
+      // Another process may hold the lock: reads go on, and each write waits for up to a second.
+      const early = writes.filter(({ until }) => isOutOfReach(error) && Date.now() < until);
+      waiting.unshift(...early);
+      if (early.length > 0) setTimeout(commit, 5);
+      for (const write of writes) if (!early.includes(write)) write.reject(error);
     }
   }
 
@@ -188,7 +189,7 @@ type Asked = ReturnType<typeof look>;
 /** A status, the sentence that goes with it, and the question whose yes leads to both. */
 type Guard = [status: number, sentence: string, objects: (asked: Asked) => boolean];
 
-const TOO_LARGE = "The body must be at most 65536 bytes";
+const TOO_LARGE = `The body must be at most ${BODY_LIMIT} bytes`;
 const guards: Guard[] = [
   // 503, not a closed connection: the client learns that it may come back.
   [503, "The server is shutting down", () => closing.signal.aborted],
@@ -229,7 +230,7 @@ const owed: Record<number, (asked: Asked) => Record<string, string>> = {
 };
 
 const closing = new AbortController();
-const HERE = new Set(["localhost", HOST, hostname().toLowerCase(), ...ALLOWED_HOSTS]);
+const HERE = new Set(["localhost", HOST.toLowerCase(), hostname().toLowerCase(), ...ALLOWED_HOSTS]);
 
 /** The path of a target, also of one without an authority. */
 function pathOf(url: string) {
@@ -1002,7 +1003,7 @@ let store: Store;
 try {
   const isSqlite = DATABASE_URL.startsWith("sqlite:");
   store = isSqlite ? sqlite(file ?? ":memory:") : postgres(DATABASE_URL);
-  // Where there is a table, it stays. Whether it is ours, the write shows, that changes nothing.
+  // Where there is a table, it stays. A write that changes nothing shows whether it is ours.
   await Promise.try(() => store.script(CREATE)).catch(() => {});
   await store.write(PROBE);
 } catch {
