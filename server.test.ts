@@ -1223,9 +1223,7 @@ describe("ALLOWED_HOSTS, CORS_ORIGIN and RATE", () => {
         expect(reply.headers.get("access-control-allow-origin")).toBe(allowed ? origin : null);
         expect(reply.headers.get("access-control-allow-credentials")).toBeNull();
         if (status === 204)
-          expect(reply.headers.get("access-control-allow-methods")).toBe(
-            allowed ? reply.headers.get("allow") : null,
-          );
+          expect(reply.headers.get("access-control-allow-methods")).toBe(allowed ? "*" : null);
       }
     await to.stop();
   });
@@ -1846,11 +1844,11 @@ describe("settings", () => {
     ["HOST", "192.0.2.1", /an address of this machine/],
     ["DATABASE_URL", "mysql://h/d", /sqlite:\/\/FILE, sqlite:\/\/:memory: or postgres:/],
     ["DATABASE_URL", "sqlite://", /sqlite:\/\/FILE/],
-    ["DATABASE_URL", "sqlite:///no/such/folder/items.sqlite", /cannot be opened and written/],
-    ["DATABASE_URL", `sqlite://${foreign}`, /cannot be opened and written/],
+    ["DATABASE_URL", "sqlite:///no/such/folder/items.sqlite", /one that opens/],
+    ["DATABASE_URL", `sqlite://${foreign}`, /one that opens/],
     ["TOKEN", "two words", /visible ASCII/],
-    ["READ_TOKEN", "alone", /a TOKEN/],
-    ["ALLOWED_HOSTS", "a.example:80", /names of hosts without a port/],
+    ["READ_TOKEN", "alone", /another one than TOKEN/],
+    ["ALLOWED_HOSTS", "a.example:80", /hosts without a port/],
     ["CORS_ORIGIN", "page.example", /origins like/],
     ["RATE", "fast", /whole number/],
     ["DELAY", "1.5", /whole number of milliseconds/],
@@ -1877,7 +1875,7 @@ describe("settings", () => {
     const { code, stderr } = await runToItsEnd({ TOKEN: "same", READ_TOKEN: "same" });
     expect([code, stderr]).toEqual([
       1,
-      "READ_TOKEN is the same as TOKEN, but may only be another one.\n",
+      "READ_TOKEN is something else, but may only be another one than TOKEN, and beside it.\n",
     ]);
   });
 
