@@ -47,11 +47,12 @@ const A_PORT = "a free port from 0 to 65535";
 const A_HOST = "a name or an address of this machine";
 const A_STORE = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
 const A_TOKEN = "visible ASCII characters without a space";
+const STORES = /^(sqlite|postgres(ql)?):\/\/./;
 const ORIGINS = /^((\*|https?:\/\/[^\s,/]+)(, *|$))+$/i;
 
 const PORT = setting("PORT", "3000", /^\d+$/, A_PORT);
 const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, A_HOST);
-const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", /^\w+:\/\/./, A_STORE);
+const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", STORES, A_STORE);
 const TOKEN = setting("TOKEN", "", /^[!-~]+$/, A_TOKEN);
 const READ_TOKEN = setting("READ_TOKEN", "", /^[!-~]+$/, A_TOKEN);
 const ALLOWED_HOSTS = list(setting("ALLOWED_HOSTS", "", /^[\w., -]+$/, "hosts without a port"));
@@ -145,6 +146,9 @@ function isOutOfReach(error: unknown) {
   return [code, errno].some((each) => typeof each === "string" && TRANSIENT.test(each));
 }
 
+/** Creates an item, unless its id is taken: one atomic step. */
+const insert = ({ id, name }: Item) => store.write(INSERT, id, name);
+
 /**
  * Changes an item, creates it where there is none, or deletes it, if `may` agrees with what is
  * there: one atomic step.
@@ -155,11 +159,11 @@ async function replace(id: string, change: Partial<Item> | null, may: (now?: Ite
   for (;;) {
     const [before] = await store.read(FIND, id);
     if (!may(before)) return { before };
-    const { name = "" } = { ...before, ...change };
+    const item: Item = { name: "", ...before, ...change, id };
     const [after] = !before
-      ? await store.write(INSERT, id, name)
+      ? await insert(item)
       : change
-        ? await store.write(UPDATE, name, id, before.name)
+        ? await store.write(UPDATE, item.name, id, before.name)
         : await store.write(DELETE, id, before.name);
     if (after) return { before, after };
   }
@@ -507,7 +511,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
           const start = performance.now();
           const response = (await next(request)) as unknown as Response;
           if (DELAY > 0) await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
-          if (LOG) await log(request, response, performance.now() - start);
+          if (LOG) void log(request, response, performance.now() - start);
           return response;
         },
   )
@@ -613,18 +617,18 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
   .post(
     "/items",
-    async ({ body: { id, ...change }, set }) => {
-      const { after } = await replace(id, change, (now) => !now);
+    async ({ body, set }) => {
+      const [created] = await insert(body);
 
       // 400, not 409: the lesson that this server keeps to says so.
-      if (!after) {
+      if (!created) {
         set.status = 400;
         return { error: "Item already exists" };
       }
 
       // 201, not 200: Location names something that was not there before.
-      set.headers.location = `/items/${encodeURIComponent(id)}`;
-      set.headers.etag = etag(represent(after));
+      set.headers.location = `/items/${encodeURIComponent(body.id)}`;
+      set.headers.etag = etag(represent(created));
       set.status = 201;
       return { message: "Item created" };
     },
@@ -752,14 +756,14 @@ export type App = typeof app;
 
 // ── Docs ── at /swagger, whole from this server: a classroom may have no network ────────────────
 
+type Media = { [type: string]: unknown };
 /** What the plugin cannot say: bodies are JSON, or a merge patch too; reads may be open. */
-function asServed(key: string, value: Record<string, any>) {
-  if (key === "content") return { "application/json": value["application/json"] };
+function asServed(key: string, value: { requestBody?: { content: Media } } & Media) {
+  const json = "application/json";
+  if (key === "content") return { [json]: value[json] };
   if (key === "get" && !READ_TOKEN) return { ...value, security: [] };
-  if (key === "patch")
-    Object.assign(value.requestBody.content, {
-      "application/merge-patch+json": value.requestBody.content["application/json"],
-    });
+  const content = key === "patch" ? value.requestBody?.content : undefined;
+  if (content) content["application/merge-patch+json"] = content[json];
   return value;
 }
 
