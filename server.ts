@@ -242,6 +242,7 @@ const isHere = (host: string) =>
   HERE.has(host) || host.endsWith(".localhost") || isIP(host.replace(/^\[|\]$/g, "")) > 0;
 
 function isTarget(url: string) {
+  if (!/[%#]/.test(url)) return true;
   try {
     return !url.includes("#") && decodeURIComponent(url) !== "";
   } catch {
@@ -511,7 +512,9 @@ const app = new Elysia({ normalize: false, strictPath: true })
           const start = performance.now();
           const response = (await next(request)) as unknown as Response;
           if (DELAY > 0) await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
-          if (LOG) void log(request, response, performance.now() - start);
+          const isRefusal = response.status >= 400 && request.method !== "HEAD";
+          const why = LOG && isRefusal ? (await response.clone().json()).error : "";
+          if (LOG) log(request, response, performance.now() - start, why);
           return response;
         },
   )
@@ -860,18 +863,20 @@ function flush() {
 const terminal = Bun.stdout.writer();
 
 /** Prints the line of a request: what went out, for what, how long it took, and why. */
-async function log(request: Request, response: Response, milliseconds: number) {
+function log(request: Request, response: Response, milliseconds: number, why: string) {
   const { status } = response;
   // Asking has a price, so a client that went away within ten milliseconds may be missed.
   const isGone = (status >= 400 || milliseconds > 10) && request.signal.aborted;
-  const isReal = codes.has(status) && !isGone && !response.headers.has("preference-applied");
-  const star = isReal && !seen.has(status) ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
+  const isNew = codes.has(status) && !seen.has(status) && !isGone;
+  const isReal = isNew && !response.headers.has("preference-applied");
+  const star = isReal ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
   const code = isGone ? "gone" : status;
   const shown = isColoured ? `\x1b[${COLOURS[Math.floor(status / 100)]}m${code}\x1b[0m` : code;
-  const path = pathOf(request.url).replace(/[^!-~]/g, encodeURIComponent);
-  const hasWhy = status >= 400 && request.method !== "HEAD" && !isGone;
-  const why = hasWhy ? `  ${(await response.clone().json()).error}` : "";
-  print(`${shown}  ${request.method}  ${path}  ${milliseconds.toFixed(1)} ms${why}${star}`);
+  const path = pathOf(request.url);
+  const visible = /^[!-~]*$/.test(path) ? path : path.replace(/[^!-~]/g, encodeURIComponent);
+  const time = Math.round(milliseconds * 10) / 10;
+  const reason = why && !isGone ? `  ${why}` : "";
+  print(`${shown}  ${request.method}  ${visible}  ${time} ms${reason}${star}`);
 }
 
 // ── Start ── open the store, listen, say where; at the end answer what is in flight ──────────────
