@@ -196,11 +196,7 @@ const guards: Guard[] = [
   // §9.3.7: what can be done here? A preflight of CORS asks the same.
   [204, "OPTIONS on a known path", ({ method }) => method === "OPTIONS"],
   // 401, not 403: with another token the request would go through.
-  [
-    401,
-    "A bearer token that this server knows is required",
-    (asked) => needsToken(asked) && rights(asked) === "none",
-  ],
+  [401, "A bearer token that this server knows is required", (asked) => isStranger(asked)],
   // 403, not 401: the server knows this token, and it is not enough.
   [403, "The read token may not write", (asked) => isWrite(asked) && rights(asked) === "read"],
   // JSON only: a form or text/plain is what a page of any origin sends without asking.
@@ -268,8 +264,9 @@ function rights({ headers }: Asked) {
 }
 
 const isWrite = ({ method }: Asked) => method !== "GET" && method !== "HEAD";
-const needsToken = (asked: Asked) =>
-  isWrite(asked) || (READ_TOKEN !== "" && asked.path.startsWith("/items"));
+const isStranger = (asked: Asked) =>
+  (isWrite(asked) || (READ_TOKEN !== "" && asked.path.startsWith("/items"))) &&
+  rights(asked) === "none";
 const hasBody = ({ method }: Asked) => method.startsWith("P");
 const size = ({ headers }: Asked) => Number(headers.get("content-length"));
 const isEncoded = ({ headers }: Asked) =>
@@ -301,7 +298,7 @@ const represent = ({ name }: Item) => ({ item: name });
 const etag = (representation: object) =>
   `"${Bun.SHA256.hash(JSON.stringify(representation), "base64")}"`;
 
-/** The condition (§13.2.2) that fails for this entity tag, or where there is none. */
+/** The condition (§13.2.2) that fails for an entity tag, or for nothing at all. */
 function failedCondition({ headers }: Request, tag?: string) {
   const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
   const names = (field: string) =>
@@ -450,11 +447,7 @@ async function readCounted({ body }: Request) {
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
 
 /** The answer to a read: the representation and its fields, unless a condition (§13.1) fails. */
-function unlessConditionFails<Body extends object>(
-  { request, set }: Exchange,
-  body: Body,
-  fields: { etag: string; link?: string },
-) {
+function conditional<Body>({ request, set }: Exchange, body: Body, fields: Record<string, string>) {
   const failed = failedCondition(request, fields.etag);
 
   // 412 before 304: If-Match is asked first (§13.2.2).
@@ -600,11 +593,11 @@ const app = new Elysia({ normalize: false, strictPath: true })
       const found = await store.read(PAGE, query.after ?? "", query.name ?? null, limit + 1);
       const items = found.slice(0, limit);
       const next = `/items?${new URLSearchParams({ ...query, after: items.at(-1)?.id ?? "" })}`;
-      const fields =
+      const fields: Record<string, string> =
         found.length > limit
           ? { etag: etag([items, next]), link: `<${next}>; rel="next"` }
           : { etag: etag(items) };
-      return unlessConditionFails({ request, set }, { items }, fields);
+      return conditional({ request, set }, { items }, fields);
     },
     {
       beforeHandle: [unambiguous, acceptable],
@@ -660,7 +653,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
       }
 
       const body = represent(item);
-      return unlessConditionFails({ request, set }, body, { etag: etag(body) });
+      return conditional({ request, set }, body, { etag: etag(body) });
     },
     {
       beforeHandle: acceptable,
