@@ -1177,7 +1177,7 @@ describe("TOKEN and READ_TOKEN", () => {
   });
 });
 
-describe("ALLOWED_HOSTS, CORS_ORIGIN and RATE", () => {
+describe.concurrent("ALLOWED_HOSTS, CORS_ORIGIN and RATE", () => {
   test("421 for a Host that is not allowed; any port of one that is", async () => {
     const to = await start({ ALLOWED_HOSTS: "items.example, Other.example" });
     const get = async (host: string) =>
@@ -2160,7 +2160,7 @@ describe.if(chromium !== null)("in a real browser", () => {
       look();
     })`);
 
-  test("the page lists each operation and tries it out, asks nobody else, and complains of nothing", async () => {
+  test.concurrent("the page lists each operation and tries it out, asks nobody else, and complains of nothing", async () => {
     const to = await start({ LOG: "off", TOKEN: "browser" });
     const { complaints, requests, view } = await open(`${to.url}/swagger`);
     const operation = (id: string) => `document.querySelector("#operations-items-${id}")`;
@@ -2214,7 +2214,7 @@ describe.if(chromium !== null)("in a real browser", () => {
     await to.stop();
   });
 
-  test("a page of another origin cannot write, unless CORS_ORIGIN names it", async () => {
+  test.concurrent("a page of another origin cannot write, unless CORS_ORIGIN names it", async () => {
     using page = Bun.serve({
       port: 0,
       hostname: "127.0.0.1",
