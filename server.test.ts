@@ -2160,103 +2160,110 @@ describe.if(chromium !== null)("in a real browser", () => {
       look();
     })`);
 
-  test.concurrent("the page lists each operation and tries it out, asks nobody else, and complains of nothing", async () => {
-    const to = await start({ LOG: "off", TOKEN: "browser" });
-    const { complaints, requests, view } = await open(`${to.url}/swagger`);
-    const operation = (id: string) => `document.querySelector("#operations-items-${id}")`;
-    for (const id of ["listItems", "createItem", "getItem", "putItem", "patchItem", "deleteItem"])
-      expect(await once(view, `${operation(id)} && "${id}"`)).toBe(id);
-    const fill = `(element, value) => {
+  test.concurrent(
+    "the page lists each operation and tries it out, asks nobody else, and complains of nothing",
+    async () => {
+      const to = await start({ LOG: "off", TOKEN: "browser" });
+      const { complaints, requests, view } = await open(`${to.url}/swagger`);
+      const operation = (id: string) => `document.querySelector("#operations-items-${id}")`;
+      for (const id of ["listItems", "createItem", "getItem", "putItem", "patchItem", "deleteItem"])
+        expect(await once(view, `${operation(id)} && "${id}"`)).toBe(id);
+      const fill = `(element, value) => {
       Object.getOwnPropertyDescriptor(Object.getPrototypeOf(element), "value").set.call(element, value);
       element.dispatchEvent(new Event("input", { bubbles: true }));
       element.dispatchEvent(new FocusEvent("focusout", { bubbles: true }));
     }`;
-    const tryOut = async (id: string, value?: string) => {
-      const root = operation(id);
-      const click = (button: string) =>
-        view.evaluate(`void ${root}.querySelector("${button}")?.click()`);
-      const isOpen = await view.evaluate(`!!${root}.querySelector(".execute")`);
-      if (!isOpen) await click(".opblock-summary-control");
-      if (!isOpen) await once(view, `${root}.querySelector(".try-out__btn") && "open"`);
-      if (!isOpen) await click(".try-out__btn");
-      await once(view, `${root}.querySelector(".execute") && "ready"`);
-      if (value) await view.evaluate(`void (${fill})(${root}.querySelector("input"), "${value}")`);
-      await click(".btn-clear");
-      await once(view, `!${root}.querySelector(".live-responses-table") && "clear"`);
-      await click(".execute");
-      return once(
-        view,
-        `${root}.querySelector(".live-responses-table .response .response-col_status")?.firstChild?.textContent`,
+      const tryOut = async (id: string, value?: string) => {
+        const root = operation(id);
+        const click = (button: string) =>
+          view.evaluate(`void ${root}.querySelector("${button}")?.click()`);
+        const isOpen = await view.evaluate(`!!${root}.querySelector(".execute")`);
+        if (!isOpen) await click(".opblock-summary-control");
+        if (!isOpen) await once(view, `${root}.querySelector(".try-out__btn") && "open"`);
+        if (!isOpen) await click(".try-out__btn");
+        await once(view, `${root}.querySelector(".execute") && "ready"`);
+        if (value)
+          await view.evaluate(`void (${fill})(${root}.querySelector("input"), "${value}")`);
+        await click(".btn-clear");
+        await once(view, `!${root}.querySelector(".live-responses-table") && "clear"`);
+        await click(".execute");
+        return once(
+          view,
+          `${root}.querySelector(".live-responses-table .response .response-col_status")?.firstChild?.textContent`,
+        );
+      };
+      expect(await tryOut("getItem")).toBe("200");
+      expect(await tryOut("getItem", "9")).toBe("404");
+      expect(await tryOut("createItem")).toBe("401");
+      await view.evaluate(`void document.querySelector(".btn.authorize").click()`);
+      await once(view, `document.querySelector(".auth-container input") && "asks"`);
+      await view.evaluate(
+        `void (${fill})(document.querySelector(".auth-container input"), "browser")`,
       );
-    };
-    expect(await tryOut("getItem")).toBe("200");
-    expect(await tryOut("getItem", "9")).toBe("404");
-    expect(await tryOut("createItem")).toBe("401");
-    await view.evaluate(`void document.querySelector(".btn.authorize").click()`);
-    await once(view, `document.querySelector(".auth-container input") && "asks"`);
-    await view.evaluate(
-      `void (${fill})(document.querySelector(".auth-container input"), "browser")`,
-    );
-    await view.evaluate(`void document.querySelector(".auth-btn-wrapper .authorize").click()`);
-    await view.evaluate(`void document.querySelector(".auth-btn-wrapper .btn-done").click()`);
-    expect(await tryOut("createItem")).toBe("201");
-    expect(
-      await view.evaluate<number>(
-        `parseFloat(getComputedStyle(document.querySelector(".live-responses-table .response .response-col_status")).fontSize)`,
-      ),
-    ).toBeGreaterThanOrEqual(32);
-    view.close();
-    expect(
-      requests.filter((url) => !url.startsWith(`${to.url}/`) && !/^(data|about):/.test(url)),
-    ).toEqual([]);
-    expect(requests).toContain(`${to.url}/favicon.ico`);
-    expect(complaints.filter((each) => !/status of 40[14]/.test(each))).toEqual([]);
-    await to.stop();
-  });
+      await view.evaluate(`void document.querySelector(".auth-btn-wrapper .authorize").click()`);
+      await view.evaluate(`void document.querySelector(".auth-btn-wrapper .btn-done").click()`);
+      expect(await tryOut("createItem")).toBe("201");
+      expect(
+        await view.evaluate<number>(
+          `parseFloat(getComputedStyle(document.querySelector(".live-responses-table .response .response-col_status")).fontSize)`,
+        ),
+      ).toBeGreaterThanOrEqual(32);
+      view.close();
+      expect(
+        requests.filter((url) => !url.startsWith(`${to.url}/`) && !/^(data|about):/.test(url)),
+      ).toEqual([]);
+      expect(requests).toContain(`${to.url}/favicon.ico`);
+      expect(complaints.filter((each) => !/status of 40[14]/.test(each))).toEqual([]);
+      await to.stop();
+    },
+  );
 
-  test.concurrent("a page of another origin cannot write, unless CORS_ORIGIN names it", async () => {
-    using page = Bun.serve({
-      port: 0,
-      hostname: "127.0.0.1",
-      fetch: () =>
-        new Response("<!doctype html><iframe name=f></iframe>", {
-          headers: { "content-type": "text/html" },
-        }),
-    });
-    const origin = page.url.origin;
-    const closed = await start({ LOG: "off" });
-    const opened = await start({ LOG: "off", CORS_ORIGIN: origin });
-    const { view } = await open(`${origin}/`);
-    const body = '{"id":"cross","name":"site"}';
-    const fetched = (to: Live, init: object) =>
-      view.evaluate<string>(
-        `fetch("${to.url}/items", ${JSON.stringify({ method: "POST", body, ...init })}).then((r) => r.type + " " + r.status, () => "refused")`,
-      );
-    const submitted = (to: Live) =>
-      view.evaluate(`new Promise((resolve) => {
+  test.concurrent(
+    "a page of another origin cannot write, unless CORS_ORIGIN names it",
+    async () => {
+      using page = Bun.serve({
+        port: 0,
+        hostname: "127.0.0.1",
+        fetch: () =>
+          new Response("<!doctype html><iframe name=f></iframe>", {
+            headers: { "content-type": "text/html" },
+          }),
+      });
+      const origin = page.url.origin;
+      const closed = await start({ LOG: "off" });
+      const opened = await start({ LOG: "off", CORS_ORIGIN: origin });
+      const { view } = await open(`${origin}/`);
+      const body = '{"id":"cross","name":"site"}';
+      const fetched = (to: Live, init: object) =>
+        view.evaluate<string>(
+          `fetch("${to.url}/items", ${JSON.stringify({ method: "POST", body, ...init })}).then((r) => r.type + " " + r.status, () => "refused")`,
+        );
+      const submitted = (to: Live) =>
+        view.evaluate(`new Promise((resolve) => {
         const form = document.body.appendChild(document.createElement("form"));
         Object.assign(form, { action: "${to.url}/items", method: "post", enctype: "text/plain", target: "f" });
         form.appendChild(Object.assign(document.createElement("input"), { name: '{"id":"cross","name":"', value: '"}' }));
         document.querySelector("iframe").onload = () => resolve("loaded");
         form.submit();
       })`);
-    await submitted(closed);
-    expect(
-      await fetched(closed, { mode: "no-cors", headers: { "content-type": "text/plain" } }),
-    ).toBe("opaque 0");
-    expect(await fetched(closed, { headers: { "content-type": "application/json" } })).toBe(
-      "refused",
-    );
-    expect((await ask("GET /items/cross", { to: closed })).status).toBe(404);
-    await submitted(opened);
-    expect(await fetched(opened, { headers: { "content-type": "text/plain" } })).toBe("cors 415");
-    expect((await ask("GET /items/cross", { to: opened })).status).toBe(404);
-    expect(await fetched(opened, { headers: { "content-type": "application/json" } })).toBe(
-      "cors 201",
-    );
-    view.close();
-    await Promise.all([closed.stop(), opened.stop()]);
-  });
+      await submitted(closed);
+      expect(
+        await fetched(closed, { mode: "no-cors", headers: { "content-type": "text/plain" } }),
+      ).toBe("opaque 0");
+      expect(await fetched(closed, { headers: { "content-type": "application/json" } })).toBe(
+        "refused",
+      );
+      expect((await ask("GET /items/cross", { to: closed })).status).toBe(404);
+      await submitted(opened);
+      expect(await fetched(opened, { headers: { "content-type": "text/plain" } })).toBe("cors 415");
+      expect((await ask("GET /items/cross", { to: opened })).status).toBe(404);
+      expect(await fetched(opened, { headers: { "content-type": "application/json" } })).toBe(
+        "cors 201",
+      );
+      view.close();
+      await Promise.all([closed.stop(), opened.stop()]);
+    },
+  );
 });
 
 // ── The README ─────────────────────────────────────────────────────────────────────────────────
