@@ -129,7 +129,9 @@ function postgres(url: string): Store {
 
   function query(text: string, ...values: Value[]) {
     // U+0000 is unknown there. No item has a control character, so U+0001 finds and sorts alike.
-    const sent = values.map((each) => (each === `${each}` ? each.replaceAll("\0", "\x01") : each));
+    const sent = values.map((each) =>
+      typeof each === "string" ? each.replaceAll("\0", "\x01") : each,
+    );
     const { promise, reject } = Promise.withResolvers<never>();
     const timer = setTimeout(reject, 4000, { code: "ETIMEDOUT" });
     return Promise.race([sql.unsafe(text, sent), promise]).finally(() => clearTimeout(timer));
@@ -318,7 +320,8 @@ const holds = (request: Request, now?: Item) =>
 // the tests use it, and a refusal says it on the wire. The description of a member is its rule.
 
 // Any characters but control characters (Cc) and halves of surrogate pairs.
-const TEXT = String.raw`([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]|[\ud800-\udbff][\udc00-\udfff])+$`;
+const PAIR = String.raw`[\ud800-\udbff][\udc00-\udfff]`;
+const TEXT = String.raw`([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]|${PAIR})+$`;
 const ID_RULE = "id must be 1 to 128 characters, none of them a control character, and not . or ..";
 const NAME_RULE = "name must be 1 to 1024 characters, none of them a control character";
 const LIMIT_RULE = "limit must be a whole number from 1 to 100";
