@@ -8,8 +8,9 @@
  * Read it from top to bottom, as a request falls through it: the guards ask what concerns every
  * request, in the order of the protocol, and the first that objects answers; then comes the route.
  * There each outcome is a paragraph: the question, why this code and not its neighbour,
- * `set.status`, the answer. A status is a promise to the client, so it is a number that stands
- * where it is decided. A § is a section of RFC 9110, HTTP Semantics.
+ * `set.status`, the answer. Those that routes share stand once, above them: `conditional` ends
+ * each read, `whyNot` each write that was not made. A status is a promise to the client, so it is
+ * a number that stands where it is decided. A § is a section of RFC 9110, HTTP Semantics.
  */
 import { swagger } from "@elysiajs/swagger";
 import { SQL } from "bun";
