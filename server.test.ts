@@ -1841,6 +1841,7 @@ describe("settings", () => {
     ["PORT", "65536", /a free port from 0 to 65535/],
     ["PORT", "-1", /a free port/],
     ["HOST", "not a host", /an address of this machine/],
+    ["HOST", "two\nlines\x1b[31m", /an address of this machine/],
     ["HOST", "192.0.2.1", /an address of this machine/],
     ["DATABASE_URL", "mysql://h/d", /sqlite:\/\/FILE, sqlite:\/\/:memory: or postgres:/],
     ["DATABASE_URL", "sqlite://", /sqlite:\/\/FILE/],
@@ -1867,7 +1868,7 @@ describe("settings", () => {
       expect(stderr).toMatch(/^[^\n]+\n$/);
       expect(stderr).toStartWith(`${name} is `);
       expect(stderr).toMatch(mayBe);
-      expect(stderr.includes(value)).toBe(!name.endsWith("TOKEN"));
+      expect(stderr.includes(JSON.stringify(value))).toBe(!name.endsWith("TOKEN"));
     },
   );
 
@@ -1892,7 +1893,7 @@ describe("settings", () => {
     const { code, stderr } = await runToItsEnd({ PORT: `${live.port}` });
     expect([code, stderr]).toEqual([
       1,
-      `PORT is ${live.port}, but may only be a free port from 0 to 65535.\n`,
+      `PORT is "${live.port}", but may only be a free port from 0 to 65535.\n`,
     ]);
   });
 

@@ -6,10 +6,10 @@
  *     /swagger           read about it and try it out, without a network
  *
  * Read it from top to bottom, as a request falls through it: the guards ask what concerns every
- * request, in the order of the protocol, and the first that objects answers; then comes the route.
+ * request, in the order of the protocol, and the first that applies answers; then comes the route.
  * There each outcome is a paragraph: the question, why this code and not its neighbour,
- * `set.status`, the answer. Those that routes share stand once, above them: `conditional` ends
- * each read, `whyNot` each write that was not made. A status is a promise to the client, so it is
+ * `set.status`, the answer. Those that routes share stand once, above them: `conditional` shows
+ * what was found, `whyNot` says what was in the way. A status is a promise to the client, so it is
  * a number that stands where it is decided. A § is a section of RFC 9110, HTTP Semantics.
  */
 import { swagger } from "@elysiajs/swagger";
@@ -31,11 +31,12 @@ import style from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 
 /** Ends the start with exit code 1 and one sentence on stderr, which holds no secret. */
 function refuse(name: string, text: string, mayBe: string): never {
-  const shown = name.endsWith("TOKEN") ? "something else" : withoutPassword(text);
+  const shown = name.endsWith("TOKEN") ? "something else" : JSON.stringify(withoutPassword(text));
   console.error(`${name} is ${shown}, but may only be ${mayBe}.`);
   process.exit(1);
 }
 
+/** The setting `name`: its text, or `fallback` where it is absent or empty. */
 function setting(name: string, fallback: string, pattern: RegExp, mayBe: string) {
   const text = Bun.env[name] || fallback;
   return text === fallback || pattern.test(text) ? text : refuse(name, text, mayBe);
@@ -49,7 +50,7 @@ const A_HOST = "a name or an address of this machine";
 const A_STORE = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
 const A_TOKEN = "visible ASCII characters without a space";
 const STORES = /^(sqlite|postgres(ql)?):\/\/./;
-const ORIGINS = /^((\*|https?:\/\/[^\s,/]+)(, *|$))+$/i;
+const ORIGINS = /^((\*|https?:\/\/[^\s,/]+)( *, *|$))+$/i;
 
 const PORT = setting("PORT", "3000", /^\d+$/, A_PORT);
 const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, A_HOST);
@@ -192,7 +193,9 @@ const guards: Guard[] = [
   [501, "This server does not have this method", ({ method }) => !METHODS.has(method)],
   // Decoded with loss, it would name another item than the one that was meant.
   [400, "The target must be percent-encoded UTF-8 without a fragment", ({ url }) => !isTarget(url)],
+  // 429, not 503: it is this client that has to wait, not all.
   [429, "Too many requests in this second", (asked) => RATE > 0 && hit(asked) > RATE],
+  // 404, not 400: the target is well-formed, but it names nothing.
   [404, "No such path", ({ methods }) => methods === undefined],
   // 405, not 404: the path is right, and Allow says what can be done with it.
   [405, "This path does not have this method", (asked) => !asked.methods?.includes(asked.method)],
@@ -206,7 +209,8 @@ const guards: Guard[] = [
   [415, "Content-Type must be JSON in UTF-8", (asked) => hasBody(asked) && !isJson(asked)],
   // What is small but unpacks to something large would slip through the limit below.
   [415, "Content-Encoding must be identity", (asked) => hasBody(asked) && isEncoded(asked)],
-  [413, TOO_LARGE, (asked) => hasBody(asked) && size(asked) > BODY_LIMIT],
+  // A size that is said is believed, and nothing is read; a chunked body is counted further down.
+  [413, TOO_LARGE, (asked) => hasBody(asked) && contentLength(asked) > BODY_LIMIT],
 ];
 
 /** The fields that a status owes the client: what to send instead, or when to come back. */
@@ -216,9 +220,10 @@ const owed: Record<number, (asked: Asked) => Record<string, string>> = {
   403: () => challenge("insufficient_scope"),
   405: ({ methods = [] }) => ({ allow: methods.join(", ") }),
   415: (asked) => ({ accept: mediaTypes(asked).join(", "), "accept-encoding": "identity" }),
-  429: () => ({ "retry-after": "1" }),
-  503: () => ({ "retry-after": "1" }),
+  429: () => IN_A_SECOND,
+  503: () => IN_A_SECOND,
 };
+const IN_A_SECOND = { "retry-after": "1" };
 const challenge = (error: string) => ({
   "www-authenticate": `Bearer realm="items"${error && `, error="${error}"`}`,
 });
@@ -271,7 +276,7 @@ const isStranger = (asked: Asked) =>
   (isWrite(asked) || (READ_TOKEN !== "" && asked.path.startsWith("/items"))) &&
   rights(asked) === "none";
 const hasBody = ({ method }: Asked) => method.startsWith("P");
-const size = ({ headers }: Asked) => Number(headers.get("content-length"));
+const contentLength = ({ headers }: Asked) => Number(headers.get("content-length"));
 const isEncoded = ({ headers }: Asked) =>
   !/^(identity)?$/i.test(headers.get("content-encoding") ?? "");
 const mediaTypes = ({ method }: Asked) =>
@@ -333,7 +338,7 @@ const text = (description: string, pattern: string, maxLength: number, example: 
   t.String({ description, pattern, minLength: 1, maxLength, example });
 const Id = text(ID_RULE, String.raw`^(?!\.\.?$)${TEXT}`, 128, "3");
 const Name = text(NAME_RULE, `^${TEXT}`, 1024, "cherry");
-const isId = (id: string) => RegExp(Id.pattern ?? "").test(id) && id.length <= 128;
+const isId = (id: string) => RegExp(Id.pattern ?? "").test(id) && id.length <= (Id.maxLength ?? 0);
 // Unknown members are ignored, not refused: a client may know more than this server.
 const OPEN = { additionalProperties: true };
 const NewItem = t.Object({ id: Id, name: Name }, OPEN);
@@ -408,6 +413,7 @@ type Exchange = Pick<Context, "request" | "set">;
 function unambiguous({ request, set }: Exchange) {
   const { searchParams } = new URL(request.url);
   if (Object.keys(Page.properties).every((each) => searchParams.getAll(each).length < 2)) return;
+  // 400, not the last of them: nobody knows which was meant.
   set.status = 400;
   return { error: ONCE };
 }
@@ -415,6 +421,7 @@ function unambiguous({ request, set }: Exchange) {
 /** Whether the client takes what the route answers; asked after the body, before the store. */
 function acceptable({ request, set }: Exchange) {
   if (acceptsJson(request.headers.get("accept") ?? "")) return;
+  // 406, not JSON all the same: the client said that it could not use it.
   set.status = 406;
   return { error: "Accept must allow application/json" };
 }
@@ -472,7 +479,7 @@ function conditional<Body>({ request, set }: Exchange, body: Body, fields: Recor
   return body;
 }
 
-/** The answer to a write that `replace` did not make, because of what was there before. */
+/** The answer where there is no item to read, or where `replace` did not write over `before`. */
 function whyNot({ request, set }: Exchange, before: Item | undefined) {
   // 404 before 412: there is nothing whose state a condition could name. PUT would create it.
   if (!before && request.method !== "PUT") {
@@ -561,7 +568,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
 
     // 503, not 500: nothing is broken, and another try may succeed.
     if (isOutOfReach(error)) {
-      set.headers["retry-after"] = "1";
+      Object.assign(set.headers, IN_A_SECOND);
       set.status = 503;
       return { error: "The store is busy or out of reach" };
     }
@@ -650,11 +657,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     async ({ params, request, set }) => {
       const [item] = await store.read(FIND, params.id);
 
-      // 404 before 412: there is nothing whose state a condition could name.
-      if (!item) {
-        set.status = 404;
-        return { error: "Item not found" };
-      }
+      if (!item) return whyNot({ request, set }, item);
 
       const body = represent(item);
       return conditional({ request, set }, body, { etag: etag(body) });
