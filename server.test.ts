@@ -1837,7 +1837,7 @@ describe("settings", () => {
     ["DATABASE_URL", "sqlite:///no/such/folder/items.sqlite", /one that opens/],
     ["DATABASE_URL", `sqlite://${foreign}`, /one that opens/],
     ["TOKEN", "two words", /visible ASCII/],
-    ["READ_TOKEN", "alone", /another one than TOKEN/],
+    ["READ_TOKEN", "alone", /beside TOKEN and unlike it/],
     ["ALLOWED_HOSTS", "a.example:80", /hosts without a port/],
     ["CORS_ORIGIN", "page.example", /origins like/],
     ["RATE", "fast", /whole number/],
@@ -1865,7 +1865,7 @@ describe("settings", () => {
     const { code, stderr } = await runToItsEnd({ TOKEN: "same", READ_TOKEN: "same" });
     expect([code, stderr]).toEqual([
       1,
-      "READ_TOKEN is something else, but may only be another one than TOKEN, and beside it.\n",
+      "READ_TOKEN is something else, but may only be visible ASCII characters without a space, beside TOKEN and unlike it.\n",
     ]);
   });
 

@@ -29,42 +29,41 @@ import style from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 
 // ── Settings ── from the environment or .env; one that makes no sense ends the start ─────────────
 
-/** Ends the start with exit code 1 and one sentence on stderr, which holds no secret. */
-function refuse(name: string, text: string, mayBe: string): never {
-  const shown = name.endsWith("TOKEN") ? "something else" : JSON.stringify(withoutPassword(text));
-  console.error(`${name} is ${shown}, but may only be ${mayBe}.`);
-  process.exit(1);
-}
-
 /** The setting `name`: its text, or `fallback` where it is absent or empty. */
-function setting(name: string, fallback: string, pattern: RegExp, mayBe: string) {
+function setting(name: string, fallback: string, pattern: RegExp, rule: string) {
   const text = Bun.env[name] || fallback;
-  return text === fallback || pattern.test(text) ? text : refuse(name, text, mayBe);
+  rules[name] = rule;
+  return text === fallback || pattern.test(text) ? text : refuse(name, text);
+}
+const rules: Record<string, string> = {};
+
+/** Ends the start with exit code 1 and one sentence on stderr, which holds no secret. */
+function refuse(name: string, text: string): never {
+  const shown = name.endsWith("TOKEN") ? "something else" : JSON.stringify(withoutPassword(text));
+  console.error(`${name} is ${shown}, but may only be ${rules[name]}.`);
+  process.exit(1);
 }
 
 const withoutPassword = (url: string) => url.replace(/.*@/s, "…@").replace(/\?.*/s, "");
 const list = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
 
-const A_PORT = "a free port from 0 to 65535";
-const A_HOST = "a name or an address of this machine";
 const A_STORE = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
 const A_TOKEN = "visible ASCII characters without a space";
 const STORES = /^(sqlite|postgres(ql)?):\/\/./;
 const ORIGINS = /^((\*|https?:\/\/[^\s,/]+)( *, *|$))+$/i;
 
-const PORT = setting("PORT", "3000", /^\d+$/, A_PORT);
-const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, A_HOST);
+const PORT = setting("PORT", "3000", /^\d+$/, "a free port from 0 to 65535");
+const HOST = setting("HOST", "127.0.0.1", /^[\w.:-]+$/, "a name or an address of this machine");
 const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", STORES, A_STORE);
 const TOKEN = setting("TOKEN", "", /^[!-~]+$/, A_TOKEN);
-const READ_TOKEN = setting("READ_TOKEN", "", /^[!-~]+$/, A_TOKEN);
+const READ_TOKEN = setting("READ_TOKEN", "", /^[!-~]+$/, `${A_TOKEN}, beside TOKEN and unlike it`);
 const ALLOWED_HOSTS = list(setting("ALLOWED_HOSTS", "", /^[\w., -]+$/, "hosts without a port"));
 const CORS_ORIGIN = list(setting("CORS_ORIGIN", "", ORIGINS, "* or origins like http://a.test:81"));
 const RATE = +setting("RATE", "0", /^\d{1,6}$/, "a whole number up to 999999");
 const DELAY = +setting("DELAY", "0", /^\d{1,5}$/, "a whole number of milliseconds up to 99999");
 const REHEARSE = setting("REHEARSE", "0", /^1$/, "0 or 1") === "1";
 const LOG = setting("LOG", process.stdout.isTTY ? "on" : "off", /^(on|off)$/, "on or off") === "on";
-if (READ_TOKEN && (!TOKEN || READ_TOKEN === TOKEN))
-  refuse("READ_TOKEN", READ_TOKEN, "another one than TOKEN, and beside it");
+if (READ_TOKEN && (!TOKEN || READ_TOKEN === TOKEN)) refuse("READ_TOKEN", READ_TOKEN);
 
 // ── Store ── a 2xx to a write is a promise: it is on the disk before the answer leaves ───────────
 //
@@ -87,6 +86,10 @@ const INSERT = "insert into items values ($1, $2) on conflict do nothing returni
 const UPDATE = "update items set name = $1 where id = $2 and name = $3 returning *";
 const DELETE = "delete from items where id = $1 and name = $2 returning *";
 const PROBE = "update items set name = name where id = '' returning *";
+
+const insert = ({ id, name }: Item) => store.write(INSERT, id, name);
+const update = ({ id, name }: Item, old: Item) => store.write(UPDATE, name, id, old.name);
+const remove = ({ id, name }: Item) => store.write(DELETE, id, name);
 
 /** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
 function sqlite(file: string): Store {
@@ -150,26 +153,22 @@ function isOutOfReach(error: unknown) {
   return [code, errno].some((each) => typeof each === "string" && TRANSIENT.test(each));
 }
 
-/** Creates an item, unless its id is taken: one atomic step. */
-const insert = ({ id, name }: Item) => store.write(INSERT, id, name);
-
+type WhyNot = (tag?: string) => { error: string } | undefined;
 /**
- * Changes an item, creates it where there is none, or deletes it, if `may` agrees with what is
- * there: one atomic step.
+ * Changes an item, creates it where there is none, or deletes it: one atomic step.
  * @param change the members to change; `null` deletes the item
- * @returns the item as it was before, and as it was written, if `may` agreed
+ * @param whyNot says from the entity tag of what is there whether something is in the way
+ * @returns what is in the way, or the entity tags of what was there before and of what was written
  */
-async function replace(id: string, change: Partial<Item> | null, may: (now?: Item) => boolean) {
+async function replace(id: string, change: Partial<Item> | null, whyNot: WhyNot) {
   for (;;) {
-    const [before] = await store.read(FIND, id);
-    if (!may(before)) return { before };
-    const item: Item = { name: "", ...before, ...change, id };
-    const [after] = !before
-      ? await insert(item)
-      : change
-        ? await store.write(UPDATE, item.name, id, before.name)
-        : await store.write(DELETE, id, before.name);
-    if (after) return { before, after };
+    const [found] = await store.read(FIND, id);
+    const before = found && etag(represent(found));
+    const refused = whyNot(before);
+    if (refused) return { refused };
+    const item = { ...found, ...change, id } as Item;
+    const [written] = await (!found ? insert(item) : change ? update(item, found) : remove(found));
+    if (written) return { before, after: etag(represent(written)) };
   }
 }
 
@@ -316,10 +315,6 @@ function failedCondition({ headers }: Request, tag?: string) {
   return undefined;
 }
 
-/** Whether the conditions of a write hold for what is there now. */
-const holds = (request: Request, now?: Item) =>
-  !failedCondition(request, now && etag(represent(now)));
-
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
 //
 // The description of an answer says when it is given; the docs page, the README and the titles of
@@ -342,10 +337,7 @@ const isId = (id: string) => RegExp(Id.pattern ?? "").test(id) && id.length <= (
 // Unknown members are ignored, not refused: a client may know more than this server.
 const OPEN = { additionalProperties: true };
 const NewItem = t.Object({ id: Id, name: Name }, OPEN);
-const NewName = t.Object(
-  { id: t.Optional(Id), name: Name },
-  { ...OPEN, example: { name: "cherry" } },
-);
+const NewName = t.Object({ ...NewItem.properties, id: t.Optional({ ...Id, example: "1" }) }, OPEN);
 const Patch = t.Partial(NewName);
 const Path = t.Object({ id: t.String({ description: "the id of the item", example: "1" }) });
 const Page = t.Object(
@@ -457,15 +449,33 @@ async function readCounted({ body }: Request) {
 /** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
 
+/** The answer if something is in the way of what the request wants to read, or to write over. */
+function whyNot({ request, set }: Exchange, tag?: string, isClash = false) {
+  // 404 before 412: there is nothing whose state a condition could name. PUT would create it.
+  if (!tag && request.method !== "PUT") {
+    set.status = 404;
+    return { error: "Item not found" };
+  }
+
+  // 412, not 409: the client itself has set the condition.
+  if (failedCondition(request, tag)) {
+    set.status = 412;
+    return { error: "If-Match or If-None-Match does not hold" };
+  }
+
+  // 409, not 422: both ids are fine, but they do not agree.
+  if (isClash) {
+    set.status = 409;
+    return { error: "The id of the body must be that of the path" };
+  }
+}
+
 /** The answer to a read: the representation and its fields, unless a condition (§13.1) fails. */
 function conditional<Body>({ request, set }: Exchange, body: Body, fields: Record<string, string>) {
   const failed = failedCondition(request, fields.etag);
 
-  // 412 before 304: If-Match is asked first (§13.2.2).
-  if (failed === "If-Match") {
-    set.status = 412;
-    return { error: "If-Match or If-None-Match does not hold" };
-  }
+  // If-Match comes before If-None-Match (§13.2.2), so 412 before 304.
+  if (failed === "If-Match") return whyNot({ request, set }, fields.etag);
 
   Object.assign(set.headers, fields);
 
@@ -477,25 +487,6 @@ function conditional<Body>({ request, set }: Exchange, body: Body, fields: Recor
 
   set.status = 200;
   return body;
-}
-
-/** The answer where there is no item to read, or where `replace` did not write over `before`. */
-function whyNot({ request, set }: Exchange, before: Item | undefined) {
-  // 404 before 412: there is nothing whose state a condition could name. PUT would create it.
-  if (!before && request.method !== "PUT") {
-    set.status = 404;
-    return { error: "Item not found" };
-  }
-
-  // 412, not 409: the client itself has set the condition.
-  if (!holds(request, before)) {
-    set.status = 412;
-    return { error: "If-Match or If-None-Match does not hold" };
-  }
-
-  // 409, not 422: both ids are fine, but they do not agree. Nothing else is in the way.
-  set.status = 409;
-  return { error: "The id of the body must be that of the path" };
 }
 
 const REHEARSED = "Rehearsed, because Prefer asks for it";
@@ -604,11 +595,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
       const found = await store.read(PAGE, query.after ?? "", query.name ?? null, limit + 1);
       const items = found.slice(0, limit);
       const next = `/items?${new URLSearchParams({ ...query, after: items.at(-1)?.id ?? "" })}`;
-      const fields: Record<string, string> =
-        found.length > limit
-          ? { etag: etag([items, next]), link: `<${next}>; rel="next"` }
-          : { etag: etag(items) };
-      return conditional({ request, set }, { items }, fields);
+      const link: { link?: string } = found.length > limit ? { link: `<${next}>; rel="next"` } : {};
+      return conditional({ request, set }, { items }, { etag: etag([items, link]), ...link });
     },
     {
       beforeHandle: [unambiguous, acceptable],
@@ -657,7 +645,7 @@ const app = new Elysia({ normalize: false, strictPath: true })
     async ({ params, request, set }) => {
       const [item] = await store.read(FIND, params.id);
 
-      if (!item) return whyNot({ request, set }, item);
+      if (!item) return whyNot({ request, set });
 
       const body = represent(item);
       return conditional({ request, set }, body, { etag: etag(body) });
@@ -682,10 +670,11 @@ const app = new Elysia({ normalize: false, strictPath: true })
         return { error: ID_RULE };
       }
 
-      const may = (now?: Item) => id === params.id && holds(request, now);
-      const { after, before } = await replace(params.id, change, may);
-      if (!after) return whyNot({ request, set }, before);
-      set.headers.etag = etag(represent(after));
+      const { refused, before, after } = await replace(params.id, change, (tag) =>
+        whyNot({ request, set }, tag, id !== params.id),
+      );
+      if (refused) return refused;
+      set.headers.etag = after;
 
       // 201: PUT creates what is not there yet (§9.3.4).
       if (!before) {
@@ -715,11 +704,12 @@ const app = new Elysia({ normalize: false, strictPath: true })
   .patch(
     "/items/:id",
     async ({ params, body: { id = params.id, ...change }, request, set }) => {
-      const may = (now?: Item) => !!now && id === params.id && holds(request, now);
-      const { after, before } = await replace(params.id, change, may);
-      if (!after) return whyNot({ request, set }, before);
+      const { refused, after } = await replace(params.id, change, (tag) =>
+        whyNot({ request, set }, tag, id !== params.id),
+      );
+      if (refused) return refused;
 
-      set.headers.etag = etag(represent(after));
+      set.headers.etag = after;
       set.status = 200;
       return { message: "Item updated" };
     },
@@ -740,9 +730,8 @@ const app = new Elysia({ normalize: false, strictPath: true })
   .delete(
     "/items/:id",
     async ({ params, request, set }) => {
-      const may = (now?: Item) => !!now && holds(request, now);
-      const { after, before } = await replace(params.id, null, may);
-      if (!after) return whyNot({ request, set }, before);
+      const { refused } = await replace(params.id, null, (tag) => whyNot({ request, set }, tag));
+      if (refused) return refused;
 
       // 204, not 200: there is nothing left to show.
       set.status = 204;
@@ -851,15 +840,10 @@ const COLOURS = [31, 31, 32, 36, 33, 31];
 
 /** Prints a line, with all that come within ten milliseconds: a write costs more than a line. */
 function print(line: string) {
-  if (lines === "") setTimeout(flush, 10);
-  lines += `${line}\n`;
+  if (lines.push(`${line}\n`) === 1) setTimeout(flush, 10);
 }
-let lines = "";
-
-function flush() {
-  terminal.write(lines);
-  lines = "";
-}
+const lines: string[] = [];
+const flush = () => terminal.write(lines.splice(0).join(""));
 const terminal = Bun.stdout.writer();
 
 /** Prints the line of a request: what went out, for what, how long it took, and why. */
@@ -890,7 +874,7 @@ try {
   await Promise.try(() => store.script(CREATE)).catch(() => {});
   await store.write(PROBE);
 } catch {
-  refuse("DATABASE_URL", DATABASE_URL, A_STORE);
+  refuse("DATABASE_URL", DATABASE_URL);
 }
 
 try {
@@ -904,7 +888,7 @@ try {
   });
 } catch (error) {
   const isPort = +PORT > 65_535 || Object(error).code === "EADDRINUSE";
-  refuse(isPort ? "PORT" : "HOST", isPort ? PORT : HOST, isPort ? A_PORT : A_HOST);
+  refuse(isPort ? "PORT" : "HOST", isPort ? PORT : HOST);
 }
 
 const name = HOST.replace(/^(0\.0\.0\.0|::)$/, "localhost").replace(/.*:.*/, "[$&]");
