@@ -288,33 +288,6 @@ function isJson(asked: Asked) {
   return mediaTypes(asked).includes(type) && isUtf8;
 }
 
-/** Whether Accept (§12.5.1) lets application/json through: the most specific range decides. */
-function acceptsJson(accept: string) {
-  if (accept === "") return true;
-  const ranges = accept.toLowerCase().replace(/\s/g, "").split(",");
-  const [range] = ["application/json", "application/*", "*/*"].flatMap((type) =>
-    ranges.filter((each) => each.split(";")[0] === type),
-  );
-  return range !== undefined && !/;q=0(\.0*)?(;|$)/.test(range);
-}
-
-/** How an item is represented on the wire. */
-const represent = ({ name }: Item) => ({ item: name });
-
-/** The entity tag (§8.8.3) of a representation: a digest, so a strong validator. */
-const etag = (representation: object) =>
-  `"${Bun.SHA256.hash(JSON.stringify(representation), "base64")}"`;
-
-/** The condition (§13.2.2) that fails for an entity tag, or for nothing at all. */
-function failedCondition({ headers }: Request, tag?: string) {
-  const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
-  const names = (field: string) =>
-    tag && (field === "*" || field.match(/(W\/)?"[^"]*"/g)?.includes(tag));
-  if (match !== null && !names(match)) return "If-Match";
-  if (noneMatch !== null && names(noneMatch.replaceAll('W/"', '"'))) return "If-None-Match";
-  return undefined;
-}
-
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
 //
 // The description of an answer says when it is given; the docs page, the README and the titles of
@@ -412,7 +385,14 @@ function unambiguous({ request, set }: Exchange) {
 
 /** Whether the client takes what the route answers; asked after the body, before the store. */
 function acceptable({ request, set }: Exchange) {
-  if (acceptsJson(request.headers.get("accept") ?? "")) return;
+  const accept = request.headers.get("accept") || "*/*";
+  if (accept === "*/*") return;
+  // The most specific range decides (§12.5.1).
+  const ranges = accept.toLowerCase().replace(/\s/g, "").split(",");
+  const [range] = ["application/json", "application/*", "*/*"].flatMap((type) =>
+    ranges.filter((each) => each.split(";")[0] === type),
+  );
+  if (range && !/;q=0(\.0*)?(;|$)/.test(range)) return;
   // 406, not JSON all the same: the client said that it could not use it.
   set.status = 406;
   return { error: "Accept must allow application/json" };
@@ -448,6 +428,23 @@ async function readCounted({ body }: Request) {
 
 /** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
+
+/** How an item is represented on the wire. */
+const represent = ({ name }: Item) => ({ item: name });
+
+/** The entity tag (§8.8.3) of a representation: a digest, so a strong validator. */
+const etag = (representation: object) =>
+  `"${Bun.SHA256.hash(JSON.stringify(representation), "base64")}"`;
+
+/** The condition (§13.2.2) that fails for an entity tag, or for nothing at all. */
+function failedCondition({ headers }: Request, tag?: string) {
+  const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
+  const names = (field: string) =>
+    tag && (field === "*" || field.match(/(W\/)?"[^"]*"/g)?.includes(tag));
+  if (match !== null && !names(match)) return "If-Match";
+  if (noneMatch !== null && names(noneMatch.replaceAll('W/"', '"'))) return "If-None-Match";
+  return undefined;
+}
 
 /** The answer if something is in the way of what the request wants to read, or to write over. */
 function whyNot({ request, set }: Exchange, tag?: string, isClash = false) {
@@ -779,17 +776,15 @@ const ABOUT = `One resource, and every HTTP status code for a real reason. What 
 request is asked in this order, and the first that applies is the answer:`;
 const ORDER = guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n");
 
-const asset = (path: string, type: string) =>
-  new Response(Bun.file(path), { headers: { "content-type": type } });
+const asset = (content: string | Blob, type: string) =>
+  new Response(content, {
+    headers: { "content-type": type, "content-security-policy": ONLY_FROM_HERE },
+  });
 
 const docs = new Elysia()
-  .onAfterHandle(({ path, response, set }) => {
-    set.headers["content-security-policy"] = ONLY_FROM_HERE;
-    if (path === "/swagger/json") return JSON.parse(JSON.stringify(response), asServed);
-    if (path !== "/swagger") return;
-    set.headers["content-type"] = "text/html";
-    return DOCS_PAGE;
-  })
+  .onAfterHandle(({ path, response }) =>
+    path === "/swagger/json" ? JSON.parse(JSON.stringify(response), asServed) : undefined,
+  )
   .use(
     swagger({
       documentation: {
@@ -809,22 +804,19 @@ const docs = new Elysia()
       },
     }),
   )
-  .get("/swagger/ui.js", () => asset(script, "text/javascript"), HIDDEN)
-  .get("/swagger/ui.css", () => asset(style, "text/css"), HIDDEN)
-  .get("/favicon.ico", () => asset(icon, "image/png"), HIDDEN);
+  .get("/swagger", () => asset(DOCS_PAGE, "text/html"), HIDDEN)
+  .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), HIDDEN)
+  .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), HIDDEN)
+  .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), HIDDEN);
 
 app.use(docs);
 
 /** Which methods each path has (§10.2.1), from the routes themselves: never kept by hand. */
-const paths: { pattern: RegExp; methods: string[] }[] = [
-  ...Map.groupBy(app.routes, ({ path }) => path),
-].map(([path, routes]) => ({
-  pattern: RegExp(`^${path.replace(/:\w+/g, "[^/]+")}$`),
-  methods: [
-    "OPTIONS",
-    ...routes.flatMap(({ method }) => (method === "GET" ? ["GET", "HEAD"] : method)),
-  ].sort(),
-}));
+const paths: { pattern: RegExp; methods: string[] }[] = app.routes.map(({ path }) => {
+  const own = app.routes.flatMap((route) => (route.path === path ? route.method : []));
+  const methods = ["OPTIONS", ...own, ...(own.includes("GET") ? ["HEAD"] : [])].sort();
+  return { pattern: RegExp(`^${path.replace(/:\w+/g, "[^/]+")}$`), methods };
+});
 const METHODS = new Set(paths.flatMap(({ methods }) => methods));
 
 // ── Log ── one line a request, with the status that went out; each code seen first is collected ──
@@ -856,11 +848,10 @@ function log(request: Request, response: Response, milliseconds: number, why: st
   const star = isReal ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
   const code = isGone ? "gone" : status;
   const shown = isColoured ? `\x1b[${COLOURS[Math.floor(status / 100)]}m${code}\x1b[0m` : code;
-  const path = pathOf(request.url);
-  const visible = /^[!-~]*$/.test(path) ? path : path.replace(/[^!-~]/g, encodeURIComponent);
+  const path = pathOf(request.url).replace(/[^!-~]/g, encodeURIComponent);
   const time = Math.round(milliseconds * 10) / 10;
   const reason = why && !isGone ? `  ${why}` : "";
-  print(`${shown}  ${request.method}  ${visible}  ${time} ms${reason}${star}`);
+  print(`${shown}  ${request.method}  ${path}  ${time} ms${reason}${star}`);
 }
 
 // ── Start ── open the store, listen, say where; at the end answer what is in flight ──────────────
@@ -868,8 +859,7 @@ function log(request: Request, response: Response, milliseconds: number, why: st
 const file = /^sqlite:\/\/(?!:memory:)(.*)/.exec(DATABASE_URL)?.[1];
 let store: Store;
 try {
-  const isSqlite = DATABASE_URL.startsWith("sqlite:");
-  store = isSqlite ? sqlite(file ?? ":memory:") : postgres(DATABASE_URL);
+  store = DATABASE_URL.startsWith("sqlite") ? sqlite(file ?? ":memory:") : postgres(DATABASE_URL);
   // Where there is a table, it stays. A write that changes nothing shows whether it is ours.
   await Promise.try(() => store.script(CREATE)).catch(() => {});
   await store.write(PROBE);
@@ -907,9 +897,11 @@ async function stop() {
   setTimeout(() => process.exit(0), 4500);
   await app.server?.stop();
   await store.close();
-  const missing = [...codes].filter((code) => !seen.has(code)).sort();
-  if (LOG)
-    print(missing.length > 0 ? `Still to be found: ${missing.join(" ")}` : "All were found.");
+  const missing = [...codes]
+    .filter((code) => !seen.has(code))
+    .sort()
+    .join(" ");
+  if (LOG) print(missing ? `Still to be found: ${missing}` : "All were found.");
   flush();
   await terminal.end();
   process.exit(0);
