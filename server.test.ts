@@ -2198,12 +2198,20 @@ describe.if(chromium !== null)("in a real browser", () => {
           `parseFloat(getComputedStyle(document.querySelector(".live-responses-table .response .response-col_status")).fontSize)`,
         ),
       ).toBeGreaterThanOrEqual(32);
-      view.close();
       expect(
         requests.filter((url) => !url.startsWith(`${to.url}/`) && !/^(data|about):/.test(url)),
       ).toEqual([]);
       expect(requests).toContain(`${to.url}/favicon.ico`);
       expect(complaints.filter((each) => !/status of 40[14]/.test(each))).toEqual([]);
+      // A script that got into the page some other way does not run.
+      const ran = await view.evaluate(`(() => {
+        const script = document.createElement("script");
+        script.textContent = "window.ran = true";
+        document.body.append(script);
+        return String(window.ran);
+      })()`);
+      expect(ran).toBe("undefined");
+      view.close();
       await to.stop();
     },
   );

@@ -765,13 +765,14 @@ const DOCS_PAGE = `<!doctype html><html lang="en"><meta charset="utf-8"><title>I
     .swagger-ui table.responses-table td.response-col_status { min-width: 0; width: 1% }
     .swagger-ui .response-col_links { display: none }
     .swagger-ui .headers .header-col { color: inherit }
-  </style><main id="ui"></main><script src="/swagger/ui.js"></script><script>
-    const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
-    document.documentElement.classList.toggle("dark-mode", isDark);
-    SwaggerUIBundle({ url: "/swagger/json", dom_id: "#ui" });
-  </script>`;
+  </style><main id="ui"></main>
+  <script src="/swagger/ui.js"></script><script src="/swagger/start.js"></script>`;
+const DOCS_START = `SwaggerUIBundle({ url: "/swagger/json", dom_id: "#ui" });
+  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.classList.toggle("dark-mode", isDark);`;
 const ONLY_FROM_HERE =
-  "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
+  "default-src 'self'; img-src 'self' data:; " +
+  "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'";
 const ABOUT = `One resource, and every HTTP status code for a real reason. What concerns every
 request is asked in this order, and the first that applies is the answer:`;
 const ORDER = guards.map(([status, sentence]) => `- ${status}: ${sentence}`).join("\n");
@@ -806,6 +807,7 @@ const docs = new Elysia()
   )
   .get("/swagger", () => asset(DOCS_PAGE, "text/html"), HIDDEN)
   .get("/swagger/ui.js", () => asset(Bun.file(script), "text/javascript"), HIDDEN)
+  .get("/swagger/start.js", () => asset(DOCS_START, "text/javascript"), HIDDEN)
   .get("/swagger/ui.css", () => asset(Bun.file(style), "text/css"), HIDDEN)
   .get("/favicon.ico", () => asset(Bun.file(icon), "image/png"), HIDDEN);
 
