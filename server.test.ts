@@ -1444,6 +1444,19 @@ describe("a 2xx is a promise", () => {
     await one.stop();
   });
 
+  test("a write that fails does not hurt those that share its commit", async () => {
+    const to = await start();
+    await outside(to.store, "create unique index one_of_a_name on items (name)");
+    const writes = fifty.map((index) =>
+      index % 10 === 5
+        ? ask("PATCH /items/1", { to, json: { name: "banana" } })
+        : ask("POST /items", { to, json: { id: `shared-${index}`, name: `${index}` } }),
+    );
+    const statuses = (await Promise.all(writes)).map(({ status }) => status);
+    expect(count(statuses)).toEqual({ 201: 45, 500: 5 });
+    await to.stop();
+  });
+
   test("two servers that start at once on an empty store both come up, with the lesson's items", async () => {
     const store = await newStore();
     const servers = await Promise.all([1, 2, 3].map(() => start({ DATABASE_URL: store })));

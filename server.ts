@@ -91,7 +91,7 @@ const insert = ({ id, name }: Item) => store.write(INSERT, id, name);
 const update = ({ id, name }: Item, old: Item) => store.write(UPDATE, name, id, old.name);
 const remove = ({ id, name }: Item) => store.write(DELETE, id, name);
 
-/** Bun's own SQLite. The writes of one turn of the event loop share a commit: all or none. */
+/** Bun's own SQLite. The writes of one turn of the event loop share a commit. */
 function sqlite(file: string): Store {
   type Write = PromiseWithResolvers<Item[]> & { sql: string; values: Value[]; until: number };
   const db = new Database(file);
@@ -103,15 +103,16 @@ function sqlite(file: string): Store {
     writes.map(({ sql, values }) => read(sql, ...values)),
   );
 
-  function commit() {
-    const writes = waiting.splice(0);
+  function commit(writes = waiting.splice(0)) {
     try {
       const rows = transaction.immediate(writes);
       writes.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
     } catch (error) {
       // Another process may hold the lock: reads go on, and each write waits for up to a second.
+      // What is wrong with one does not hurt the others: then each has a commit of its own.
       for (const write of writes)
         if (isOutOfReach(error) && Date.now() < write.until) waiting.push(write);
+        else if (writes.length > 1) commit([write]);
         else write.reject(error);
       if (waiting.length > 0) setTimeout(commit, 5);
     }
