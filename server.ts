@@ -9,7 +9,7 @@
  * request, in the order of the protocol, and the first that applies answers; then comes the route.
  * There each outcome is a paragraph: the question, why this code and not its neighbour,
  * `set.status`, the answer. Those that routes share stand once, above them: `conditional` shows
- * what was found, `whyNot` says what was in the way. A status is a promise to the client, so it is
+ * what was found, `whyNot` says what is in the way. A status is a promise to the client, so it is
  * a number that stands where it is decided. A § is a section of RFC 9110, HTTP Semantics.
  */
 import { swagger } from "@elysiajs/swagger";
@@ -108,13 +108,14 @@ function sqlite(file: string): Store {
       const rows = transaction.immediate(writes);
       writes.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
     } catch (error) {
+      // What is wrong with one does not hurt the others: each gets a commit of its own.
+      if (writes.length > 1 && !isOutOfReach(error))
+        return writes.forEach((each) => commit([each]));
+
       // Another process may hold the lock: reads go on, and each write waits for up to a second.
-      // What is wrong with one does not hurt the others: then each has a commit of its own.
       for (const write of writes)
-        if (isOutOfReach(error) && Date.now() < write.until) waiting.push(write);
-        else if (writes.length > 1) commit([write]);
-        else write.reject(error);
-      if (waiting.length > 0) setTimeout(commit, 5);
+        if (!isOutOfReach(error) || Date.now() > write.until) write.reject(error);
+        else if (waiting.push(write) === 1) setTimeout(commit, 5);
     }
   }
 
@@ -154,18 +155,18 @@ function isOutOfReach(error: unknown) {
   return [code, errno].some((each) => typeof each === "string" && TRANSIENT.test(each));
 }
 
-type WhyNot = (tag?: string) => { error: string } | undefined;
+type InTheWay = (tag?: string) => { error: string } | undefined;
 /**
  * Changes an item, creates it where there is none, or deletes it: one atomic step.
  * @param change the members to change; `null` deletes the item
- * @param whyNot says from the entity tag of what is there whether something is in the way
+ * @param inTheWay says what is in the way, if anything, from the entity tag of what is there
  * @returns what is in the way, or the entity tags of what was there before and of what was written
  */
-async function replace(id: string, change: Partial<Item> | null, whyNot: WhyNot) {
+async function replace(id: string, change: Partial<Item> | null, inTheWay: InTheWay) {
   for (;;) {
     const [found] = await store.read(FIND, id);
     const before = found && etag(represent(found));
-    const refused = whyNot(before);
+    const refused = inTheWay(before);
     if (refused) return { refused };
     const item = { ...found, ...change, id } as Item;
     const [written] = await (!found ? insert(item) : change ? update(item, found) : remove(found));
@@ -311,7 +312,10 @@ const isId = (id: string) => RegExp(Id.pattern ?? "").test(id) && id.length <= (
 // Unknown members are ignored, not refused: a client may know more than this server.
 const OPEN = { additionalProperties: true };
 const NewItem = t.Object({ id: Id, name: Name }, OPEN);
-const NewName = t.Object({ ...NewItem.properties, id: t.Optional({ ...Id, example: "1" }) }, OPEN);
+const NewName = t.Object(
+  { ...NewItem.properties, id: t.Optional(Id) },
+  { ...OPEN, example: { name: "cherry" } },
+);
 const Patch = t.Partial(NewName);
 const Path = t.Object({ id: t.String({ description: "the id of the item", example: "1" }) });
 const Page = t.Object(
@@ -387,7 +391,7 @@ function unambiguous({ request, set }: Exchange) {
 /** Whether the client takes what the route answers; asked after the body, before the store. */
 function acceptable({ request, set }: Exchange) {
   const accept = request.headers.get("accept") || "*/*";
-  if (accept === "*/*") return;
+  if (accept === "*/*") return; // as most say: the rest costs reads a twentieth
   // The most specific range decides (§12.5.1).
   const ranges = accept.toLowerCase().replace(/\s/g, "").split(",");
   const [range] = ["application/json", "application/*", "*/*"].flatMap((type) =>
@@ -900,10 +904,7 @@ async function stop() {
   setTimeout(() => process.exit(0), 4500);
   await app.server?.stop();
   await store.close();
-  const missing = [...codes]
-    .filter((code) => !seen.has(code))
-    .sort()
-    .join(" ");
+  const missing = [...codes.difference(seen)].sort().join(" ");
   if (LOG) print(missing ? `Still to be found: ${missing}` : "All were found.");
   flush();
   await terminal.end();
