@@ -1498,6 +1498,7 @@ together("settings", () => {
     ["PORT", "-1", /a free port/],
     ["HOST", "not a host", /an address of this machine/],
     ["HOST", "two\nlines\x1b[31m", /an address of this machine/],
+    ["HOST", "256.1.1.1", /an address of this machine/],
     ["HOST", "192.0.2.1", /an address of this machine/],
     ["DATABASE_URL", "mysql://h/d", /sqlite:\/\/FILE, sqlite:\/\/:memory: or postgres:/],
     ["DATABASE_URL", "sqlite://", /sqlite:\/\/FILE/],
@@ -1553,6 +1554,7 @@ together("settings", () => {
     "mysql://u:S3CRET@127.0.0.1/d",
     "//u:S3CRET@127.0.0.1/d",
     "u:S3CRET@127.0.0.1/d",
+    "postgres://u:123/S3CRET@127.0.0.1/d",
   ])("DATABASE_URL=%j ends the start without its password", async (DATABASE_URL) => {
     const { code, stdout, stderr } = await runToItsEnd({ DATABASE_URL });
     expect([code, stdout, stderr.split("\n").length]).toEqual([1, "", 2]);

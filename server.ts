@@ -406,7 +406,7 @@ const mediaTypes = ({ method }: Asked) =>
 function isJson(asked: Asked) {
   const field = asked.headers.get("content-type")?.toLowerCase() ?? "";
   const [type = "", ...parameters] = field.split(";").map((each) => each.trim());
-  const isUtf8 = parameters.every((each) => /^(?!charset=)|^charset="?utf-8"?$/.test(each));
+  const isUtf8 = parameters.every((each) => /^(?!charset\s*=)|^charset="?utf-8"?$/.test(each));
   return mediaTypes(asked).includes(type) && isUtf8;
 }
 
@@ -417,7 +417,7 @@ function welcome({ request, set }: Exchange) {
   if (CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin))
     Object.assign(set.headers, CORS, { "access-control-allow-origin": origin });
 }
-const LOCAL_PAGE = /^https?:\/\/((.+\.)?localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
+const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
 const CORS = {
   "access-control-allow-origin": "*",
   "access-control-allow-headers": "*, Authorization",
@@ -427,7 +427,7 @@ const CORS = {
 
 /** `Prefer: code=503` (RFC 7240): a front end may rehearse how the server fails. */
 const rehearsed = ({ headers }: Asked) =>
-  REHEARSE && Number(/\bcode=([45]\d\d)\b/.exec(headers.get("prefer") ?? "")?.[1]);
+  REHEARSE && Number(/(?:^|[,;])\s*code="?([45]\d\d)\b/i.exec(headers.get("prefer") ?? "")?.[1]);
 const REHEARSED = "Rehearsed, because Prefer asks for it";
 
 // ── Body and errors ── a body is read after all guards, and an exception never says itself ───────
@@ -635,12 +635,13 @@ const CREATE = MEMBERS.map(([name, { type }]) => {
   const key = name === "id" ? 'collate "C" primary key' : constraint;
   return `"${name}" ${type === "number" ? "double precision" : "text"} ${key}`;
 });
-// A row of an index of PostgreSQL has 2,704 bytes: enough for an id and 700 characters of a name.
+// A row of an index of PostgreSQL has 2,704 bytes: enough for an id and 600 characters of a name.
 // With `id` bare it would rather walk through all ids; with `name` bare, sort all that are alike.
-const INDEX = "create index if not exists items_by_name on items (substr(name,1,700), (id || ''))";
+const INDEX = "create index if not exists items_name on items (substr(name, 1, 600), (id || ''))";
 const FIND = `select ${COLUMNS} from items where id = $1`;
+const BOTH = `select ${COLUMNS} from items where id = $1 or id = $2 order by id`;
 const PAGE = `select ${COLUMNS} from items where id > $1 order by id limit $2`;
-const NAMED = `select ${COLUMNS} from items where substr(name, 1, 700) = substr($1, 1, 700)
+const NAMED = `select ${COLUMNS} from items where substr(name, 1, 600) = substr($1, 1, 600)
   and coalesce(name = $2, false) and id || '' > $3 order by id || '' limit $4`;
 const INSERT = `insert into items (${COLUMNS}) values (${places()})
   on conflict (id) do nothing returning ${COLUMNS}`;
@@ -770,15 +771,16 @@ async function opened() {
   const notMade = await making.catch((error) => error);
   try {
     // At the limits: what a column cuts off, converts or folds is not what was written to it.
-    const [long, digits] = ["\u{1f34e}A".padEnd(128, "0"), "1".repeat(1024)];
-    const item = { ...(lesson[0] as Item), id: long, name: digits };
+    const id = "\u{1f34e}A".padEnd(128, crypto.randomUUID()); // none that a client could take
+    const item = { ...(lesson[0] as Item), id, name: "1".repeat(1024) };
     const [other, changed] = [
-      { ...item, id: long.toLowerCase() },
+      { ...item, id: id.toLowerCase() },
       { ...item, name: "-" },
     ];
-    const trial = [insert(item), insert(other), update(changed, item), remove(changed)];
+    const both: Statement = [BOTH, other.id, id];
+    const trial = [insert(item), insert(other), both, update(changed, item), remove(changed)];
     const rows = await store.write(["savepoint trial"], ...trial, ["rollback to trial"]);
-    const isKept = Bun.deepEquals(rows, [item, other, changed, changed]);
+    const isKept = Bun.deepEquals(rows, [item, other, item, other, changed, changed]);
     if (!isKept) throw Error("its table items does not keep what is written");
     await store.write([INDEX]).catch(() => print("Warning: ?name= has no index."));
   } catch (error) {
@@ -968,9 +970,9 @@ const upTo = (most: number) => (text: string) => /^\d{1,6}$/.test(text) && Numbe
 const each = (isFine: Test) => (text: string) => listOf(text).every(isFine);
 const listOf = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
 const isName = (text: string) =>
-  URL.parse(`http://${text}`)?.hostname === text && !/^\.|\*/.test(text);
+  URL.parse(`http://${text}`)?.hostname === text && !/^\.|\.\.|\*/.test(text);
 const isOrigin = (text: string) =>
-  text === "*" || (/^https?:[^*]+$/.test(text) && URL.parse(text)?.origin === text);
+  text === "*" || (/^https?:\/\/(?!\.|.*(\*|\.\.))/.test(text) && URL.parse(text)?.origin === text);
 
 const rules: Record<string, string> = {};
 const STORE = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
@@ -998,8 +1000,10 @@ const [option = "", value = ""] = process.argv.slice(2).join("=").split("=");
 if (option) {
   const word = option.replace(/^-+/, "").toUpperCase();
   const name = Object.keys(rules).find((each) => each.startsWith(word)) ?? "DATABASE_URL";
-  const line = `${name}=${/^\d+$/.test(value) ? value : "…"} bun server.ts`;
-  console.error(`${shown(option)} is no option; settings are in the environment: ${line}`);
+  const line = `${name}=${name === "PORT" && /^\d+$/.test(value) ? value : "…"} bun server.ts`;
+  console.error(
+    `${shown(option).replace(/.*@/, "…@")} is no option; settings are in the environment: ${line}`,
+  );
   process.exit(1);
 }
 
@@ -1024,7 +1028,9 @@ function refuse(name: string, text: string, cause = ""): never {
 function withoutSecret(text: string) {
   if (text.startsWith("sqlite://")) return text;
   const { host, pathname = "", protocol } = URL.parse(text) ?? {};
-  return host ? `${protocol}//${host}${/^[\w/.-]*/.exec(pathname)}` : "something else";
+  return host && !/:\/\/[^/?#]*[/?#].*@/.test(text)
+    ? `${protocol}//${host}${/^[\w/.-]*/.exec(pathname)}`
+    : "something else";
 }
 
 // ── Start ── open the store, listen, say where; at the end answer what is in flight ──────────────
@@ -1069,7 +1075,7 @@ try {
     reusePort: false, // or two servers share a port, and nobody knows which one answers
   });
 } catch (error) {
-  if (/ADDRNOTAVAIL|NOTFOUND/.test(codeOf(error))) refuse("HOST", HOST);
+  if (/ADDRNOTAVAIL|NOTFOUND|INVAL/.test(codeOf(error))) refuse("HOST", HOST);
   refuse("PORT", PORT, /ACCES/.test(codeOf(error)) ? "only the administrator may take it" : "");
 }
 
