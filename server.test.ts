@@ -2115,10 +2115,13 @@ together("in a real browser", () => {
     const all = (selector: string) => `[...document.querySelectorAll("${selector}")]`;
     const click = (selector: string) =>
       view.evaluate(`${all(selector)}.forEach((each) => each.click())`);
-    const faultsIn = (part: string) =>
-      view.evaluate(`axe.run("${part}", { resultTypes: ["violations"] })
+    const faultsIn = async (part: string) => {
+      // A button that fades in is hard to read on its way, and not meant to be read then.
+      await soon(view, "document.getAnimations().length === 0");
+      return view.evaluate(`axe.run("${part}", { resultTypes: ["violations"] })
         .then(({ violations }) => violations.flatMap(({ id, impact, nodes }) =>
           /serious|critical/.test(impact) ? nodes.map(({ target }) => id + " " + target) : []))`);
+    };
     const gaps = `${all(".response .response-col_status")}.map((each) => {
       const number = document.createRange();
       number.selectNodeContents(each);
@@ -2139,12 +2142,12 @@ together("in a real browser", () => {
       await view.cdp("Emulation.setDeviceMetricsOverride", screen);
       await view.cdp("Emulation.setEmulatedMedia", { features });
       await view.navigate(`${to.url}/swagger`);
+      await view.cdp("Runtime.evaluate", { expression: await Bun.file(axe).text() });
       for (const button of [".opblock-summary-control", ".try-out__btn", ".execute"]) {
         await soon(view, `${all(`${some} ${button}`)}.length === 3`);
         await click(`${some} ${button}`);
       }
       await soon(view, `${all(".live-responses-table")}.length === 3`);
-      await view.cdp("Runtime.evaluate", { expression: await Bun.file(axe).text() });
       expect(await faultsIn("html")).toEqual([]);
       const wide = await view.evaluate<number>("document.documentElement.scrollWidth");
       expect(wide).toBeLessThanOrEqual(width);
