@@ -670,54 +670,46 @@ function revived(rows: Row[]) {
 }
 const isPlain = (type: string) => type === "string" || type === "number";
 
-/** Bun's SQLite. The reads of one turn of the event loop share a snapshot, its writes a commit. */
+/** Bun's SQLite. What is asked in one turn of the event loop shares a snapshot, or a commit. */
 function sqlite(file: string) {
-  type Write = PromiseWithResolvers<Item[]> & { statements: Statement[]; until: number };
+  type Answer = Omit<PromiseWithResolvers<Item[]>, "promise">;
+  type Asked = Answer & { statements: Statement[]; until: number };
   const db = new Database(file);
   db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
   db.run("pragma busy_timeout = 0");
-  const waiting: Write[] = [];
   const run = ([text, ...values]: Statement) => revived(db.query(text).all(...values) as Row[]);
-  const rollback = () => void (db.inTransaction && db.query("rollback").run());
 
-  function read(statement: Statement) {
-    if (!db.inTransaction) {
-      db.query("begin").run();
-      setImmediate(rollback);
+  // It begins when all that share it have come: a snapshot from before may miss what they know of.
+  function together(begin: string) {
+    const waiting: Asked[] = [];
+    function transact(asked = waiting.splice(0)) {
+      try {
+        db.query(begin).run();
+        const rows = asked.map(({ statements }) => statements.flatMap(run));
+        db.query("commit").run();
+        asked.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
+      } catch (error) {
+        if (db.inTransaction) db.query("rollback").run();
+        const isLocked = /BUSY|LOCKED/.test(codeOf(error));
+        // What is wrong with one does not hurt the others: each gets a transaction of its own.
+        if (!isLocked && asked.length > 1) return asked.forEach((each) => transact([each]));
+
+        // Another process may hold the lock: reads go on, and each write waits for up to a second.
+        for (const each of asked)
+          if (!isLocked || performance.now() > each.until) each.reject(error);
+          else if (waiting.push(each) === 1) setTimeout(transact, 5);
+      }
     }
-    return run(statement);
-  }
-
-  function write(...statements: Statement[]) {
-    const until = performance.now() + 1000;
-    const write = { ...Promise.withResolvers<Item[]>(), statements, until };
-    if (waiting.push(write) === 1) setImmediate(commit);
-    return write.promise;
-  }
-
-  function commit(writes = waiting.splice(0)) {
-    rollback();
-    try {
-      db.query("begin immediate").run();
-      const rows = writes.map(({ statements }) => statements.flatMap(run));
-      db.query("commit").run();
-      writes.forEach(({ resolve }, index) => resolve(rows[index] ?? []));
-    } catch (error) {
-      rollback();
-      const isLocked = /BUSY|LOCKED/.test(codeOf(error));
-      // What is wrong with one does not hurt the others: each gets a commit of its own.
-      if (!isLocked && writes.length > 1) return writes.forEach((each) => commit([each]));
-
-      // Another process may hold the lock: reads go on, and each write waits for up to a second.
-      for (const write of writes)
-        if (!isLocked || performance.now() > write.until) write.reject(error);
-        else if (waiting.push(write) === 1) setTimeout(commit, 5);
-    }
+    return (...statements: Statement[]) =>
+      new Promise<Item[]>((resolve, reject) => {
+        const until = performance.now() + 1000;
+        if (waiting.push({ statements, until, resolve, reject }) === 1) setImmediate(transact);
+      });
   }
 
   // A turn that has begun is ended first.
   const close = () => new Promise<void>((resolve) => setImmediate(() => resolve(db.close())));
-  return { read, write, close };
+  return { read: together("begin"), write: together("begin immediate"), close };
 }
 
 /** PostgreSQL, or what speaks its protocol, also behind a pooler: nothing is prepared by name. */
