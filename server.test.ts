@@ -382,12 +382,17 @@ describe("PUT /items/{id}", () => {
   test(title("PUT /items/{id}", 412), async () => {
     const { etag, path } = await item();
     const json = fresh({ name: "x" });
+    // What is not a list of entity tags names none of them.
+    const lists = [`x${etag}`, `${etag}x`, `w/${etag}`, `W/ ${etag}`, `"x" ${etag}`, `*, ${etag}`];
+    for (const list of lists)
+      expect(await status(`PUT ${path}`, { json, "if-match": list })).toBe(412);
     expect(await status("PUT /items/free", { json, "if-match": "*" })).toBe(412);
     expect(await status("PUT /items/free", { json, "if-match": etag })).toBe(412);
     expect(await status(`PUT ${path}`, { json, "if-none-match": "*" })).toBe(412);
     expect(await status(`PUT ${path}`, { json, "if-none-match": `W/${etag}` })).toBe(412);
     expect(await status(`PUT ${path}`, { json, "if-match": `W/${etag}` })).toBe(412);
     expect((await ask(`GET ${path}`)).headers.get("etag")).toBe(etag);
+    expect(await status(`PUT ${path}`, { json, "if-match": ` ,W/"x", ,${etag} ,` })).toBe(200);
   });
 
   test("413, 415 and 422, as POST does", async () => {
@@ -922,6 +927,8 @@ together("failures", () => {
     const unlock = await lock(to.store, "share");
     const ids = Array.from({ length: 40 }, (_, index) => `late-${index}`);
     const writes = ids.map((id) => to.status("POST /items", { json: fresh({ id }) }));
+    // Meanwhile, reads are answered.
+    expect(await tally(ids.map(() => to.ask("GET /items/1")))).toEqual({ 200: 40 });
     expect(await Promise.all(writes)).toEqual(ids.map(() => 503));
     await unlock();
     expect(await to.status("POST /items", { json: fresh({ id: "3" }) })).toBe(201);
@@ -1043,19 +1050,26 @@ together("a store that takes no writes", () => {
   const onDisk = ["unshare", "-rm", "sh", "-c", mount];
   mkdirSync(disk);
   const canMount = !POSTGRES && can([...onDisk, "true"], "a disk that is full");
-  test.if(canMount)("503 to each write while the disk is full; reads go on", async () => {
-    const settings = { DATABASE_URL: `sqlite://${join(disk, "items.sqlite")}`, LOG: "off" };
-    const to = await start(settings, import.meta.dir, onDisk);
-    const post = (id: number) =>
-      to.status("POST /items", { json: fresh({ id: `${id}`, name: "x".repeat(1000) }) });
-    let [id, last] = [3, 201];
-    while ((last = await post(id)) === 201) id++;
-    expect([last, await to.status(`GET /items/${id}`)]).toEqual([503, 404]);
-    // What needs fewer pages may still find some.
-    while ((await to.status("PUT /items/1", { json: fresh({}) })) === 200);
-    expect(await to.status(`GET /items/${id - 1}`)).toBe(200);
-    await refuses(to);
-  });
+  const ofSize = ["sh", "-c", 'ulimit -f 1000 && exec "$0" "$@"'];
+  const canLimit = !POSTGRES && can([...ofSize, "true"], "a file that may not grow");
+  const full: [what: string, can: boolean, within: string[], file: string][] = [
+    ["disk is full", canMount, onDisk, join(disk, "items.sqlite")],
+    ["file may not grow", canLimit, ofSize, join(FOLDER, "limited.sqlite")],
+  ];
+  for (const [what, isPossible, within, file] of full)
+    test.if(isPossible)(`503 to each write while the ${what}; reads go on`, async () => {
+      const settings = { DATABASE_URL: `sqlite://${file}`, LOG: "off" };
+      const to = await start(settings, import.meta.dir, within);
+      const post = (id: number) =>
+        to.status("POST /items", { json: fresh({ id: `${id}`, name: "x".repeat(1000) }) });
+      let [id, last] = [3, 201];
+      while ((last = await post(id)) === 201) id++;
+      expect([last, await to.status(`GET /items/${id}`)]).toEqual([503, 404]);
+      // What needs fewer pages may still find some.
+      while ((await to.status("PUT /items/1", { json: fresh({}) })) === 200);
+      expect(await to.status(`GET /items/${id - 1}`)).toBe(200);
+      await refuses(to);
+    });
 
   test.if(!POSTGRES && canBeOrdinary)("503 to each write while the file is read-only", async () => {
     const before = await start();
@@ -1504,6 +1518,11 @@ together("settings", () => {
     ["HOST", "192.0.2.1", /an address of this machine/],
     ["DATABASE_URL", "mysql://h/d", /sqlite:\/\/FILE, sqlite:\/\/:memory: or postgres:/],
     ["DATABASE_URL", "sqlite://", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite:// ", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite:// items.sqlite", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite://:memory:x", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite://items.sqlite?mode=ro", /sqlite:\/\/FILE/],
+    ["DATABASE_URL", "sqlite://file:items.sqlite", /sqlite:\/\/FILE/],
     ["DATABASE_URL", "sqlite:///no/such/folder/items.sqlite", /one that opens/],
     ["DATABASE_URL", `sqlite://${foreign}`, /one that opens/],
     ["TOKEN", "two words", /visible ASCII/],
@@ -1519,6 +1538,12 @@ together("settings", () => {
     ["CORS_ORIGIN", "http://a.test?x", /origins like/],
     ["CORS_ORIGIN", "http://a.test:80", /origins like/],
     ["CORS_ORIGIN", "http://b.test, https://a.test:443", /origins like/],
+    ["ALLOWED_HOSTS", "a.test;b.test", /hosts without a port/],
+    ["ALLOWED_HOSTS", "'a.test'", /hosts without a port/],
+    ["ALLOWED_HOSTS", ",", /hosts without a port/],
+    ["CORS_ORIGIN", "http://a;b", /origins like/],
+    ["CORS_ORIGIN", "http://a.test:0", /origins like/],
+    ["CORS_ORIGIN", ",", /origins like/],
     ["DELAY", "1.5", /whole number of milliseconds/],
     ["DELAY", "36000", /whole number of milliseconds up to 2\d000/],
     ["REHEARSE", "yes", /0 or 1/],
@@ -1557,6 +1582,12 @@ together("settings", () => {
     "//u:S3CRET@127.0.0.1/d",
     "u:S3CRET@127.0.0.1/d",
     "postgres://u:123/S3CRET@127.0.0.1/d",
+    "postgres://u@127.0.0.1:1/d&password=S3CRET",
+    "postgres://u%3AS3CRET@127.0.0.1:1/d",
+    "postgres://u;password=S3CRET@127.0.0.1:1/d",
+    "postgres://u@127.0.0.1:1/d?sslmode=disable;password=S3CRET",
+    "postgres://user=u%20password=S3CRET",
+    "sqlite://u:S3CRET@127.0.0.1/d",
   ])("DATABASE_URL=%j ends the start without its password", async (DATABASE_URL) => {
     const { code, stdout, stderr } = await runToItsEnd({ DATABASE_URL });
     expect([code, stdout, stderr.split("\n").length]).toEqual([1, "", 2]);
@@ -1605,6 +1636,9 @@ together("settings", () => {
     [["-p", "4304"], "PORT=4304"],
     [["--host", "0.0.0.0"], "HOST="],
     [["--delay", "9"], "DELAY="],
+    [["--read-token=S3CRET"], "READ_TOKEN="],
+    [["", "--cors-origin", "x"], "CORS_ORIGIN="],
+    [["postgres://u:S3CRET"], "DATABASE_URL="],
     [["db.json"], "DATABASE_URL="],
     [["--what\n\x1b[31m"], "DATABASE_URL="],
   ])("options %j are none: the setting is shown", async (args, setting) => {
@@ -1612,6 +1646,7 @@ together("settings", () => {
     expect([code, stdout]).toEqual([1, ""]);
     expect(stderr).toMatch(/^[ -~…]+\n$/);
     expect(stderr).toContain(setting);
+    expect(stderr).not.toContain("S3CRET");
     expect(stderr).toContain("bun server.ts");
   });
 
@@ -1718,6 +1753,14 @@ together("a table that was there before", () => {
         "create collation nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
       ]
     : [];
+  const rewriting = POSTGRES
+    ? [
+        "create function shout() returns trigger language plpgsql as $$ begin update items set name = upper(new.name) where id = new.id and name <> upper(name); return new; end $$",
+        "create trigger shouts after insert on items for each row execute function shout()",
+      ]
+    : [
+        "create trigger shouts after insert on items begin update items set name = upper(new.name) where id = new.id; end",
+      ];
   const tables: [what: string, cause: RegExp, ...statements: string[]][] = [
     ["no id that is unique", /conflict/i, tableOf({ id: "text" })],
     ["another column", /name/, tableOf().replace('"name"', '"title"')],
@@ -1730,6 +1773,13 @@ together("a table that was there before", () => {
       ...caseless,
       tableOf({ id: "text collate nocase primary key" }),
     ],
+    ["an id that may become a number", /./, tableOf({ id: "numeric primary key" })],
+    [
+      "ids that are equal but for a space",
+      /./,
+      tableOf({ id: POSTGRES ? "bpchar primary key" : "text collate rtrim primary key" }),
+    ],
+    ["a trigger that rewrites what is kept", /keep/, tableOf(), ...rewriting],
     ["no table, but a view", /view/, "create view items as select '1' as id, 'x' as name"],
     ["a trigger that ignores what is new", /keep/, tableOf(), ...ignoring("insert")],
     ["a trigger that ignores updates", /keep/, tableOf(), ...ignoring("update")],
@@ -1744,6 +1794,14 @@ together("a table that was there before", () => {
       expect(stderr).toMatch(cause);
     },
   );
+
+  onPostgres("is refused with a constraint that would wait for the commit", async () => {
+    const name = "text not null references names deferrable initially deferred";
+    const made = ["create table names (name text primary key)", tableOf({ name })];
+    const { code, stderr } = await runToItsEnd(await storeOf(...made));
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^DATABASE_URL is [^\n]+ \([^\n]+foreign key[^\n]+\)\.\n$/);
+  });
 
   onPostgres("is refused in a database that is not UTF-8", async () => {
     const name = new URL(await newStore()).pathname.slice(1);

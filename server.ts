@@ -23,7 +23,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 // ── Item ── what is kept, the rule of each member, and how an item looks on the wire ─────────────
 
-const ANY = String.raw`[^\x00-\x1f\x7f-\x9f]`; // character but a control character (Cc)
+const ANY = String.raw`[^\x00-\x1f\x7f-\x9f]`; // any character except a control character (Cc)
 const Item = t.Object({
   id: t.String({
     ...rule("id must be 1 to 128 characters, none of them a control character, and not . or .."),
@@ -41,7 +41,7 @@ const Item = t.Object({
 type Item = typeof Item.static;
 
 /** What is there at the beginning. */
-const lesson: Item[] = [
+const seed: Item[] = [
   { id: "1", name: "apple" },
   { id: "2", name: "banana" },
 ];
@@ -248,10 +248,17 @@ function whyNot({ request, set }: Exchange, tag?: string, isClash = false) {
 /** The condition (§13.2.2) that fails for an entity tag, or for nothing at all. */
 function failedCondition({ headers }: Request, tag?: string) {
   const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
-  const names = (all: string) => tag && (all === "*" || all.match(/(W\/)?"[^"]*"/g)?.includes(tag));
+  const names = (all: string) => tag && (all === "*" || listed(all).includes(tag));
   if (match !== null && !names(match)) return "If-Match";
   if (noneMatch !== null && names(noneMatch.replaceAll('W/"', '"'))) return "If-None-Match";
 }
+
+/** The entity tags of a list; none where it is malformed, so that nothing is written. */
+function listed(all: string): string[] {
+  const rest = all.replace(TAGS, "\0").replace(/\s/g, "");
+  return /^,*\0(,+\0)*,*$/.test(rest) ? (all.match(TAGS) ?? []) : [];
+}
+const TAGS = /(W\/)?"[^"]*"/g;
 
 /** The entity tag (§8.8.3) of a representation: a digest, so a strong validator. */
 const etag = (content: object) => `"${Bun.SHA256.hash(JSON.stringify(content), "base64")}"`;
@@ -290,7 +297,7 @@ const OBSTACLE = "a trigger, a policy, another unique index, or text that is not
 
 // ── Guards ── what is asked of every request, in the order of the protocol ───────────────────────
 
-/** What guards look at: `path` is the router's own; `host` is none where Host is none, or two. */
+/** What guards look at: `path` is the router's own, `host` undefined without Host or with two. */
 type Asked = ReturnType<typeof look>;
 type Guard = [status: number, sentence: string, applies: (asked: Asked) => boolean];
 
@@ -342,9 +349,9 @@ const challenge = (error: string) => ({ "www-authenticate": `Bearer realm="items
 
 function guarded({ path = "", request, set }: Exchange & { path?: string }) {
   const asked = look(request, path);
-  welcome({ request, set });
+  letIn({ request, set });
   const first = guards.find(([, , applies]) => applies(asked));
-  const [status = rehearsed(asked), error = REHEARSED] = first ?? [];
+  const [status = toRehearse(asked), error = REHEARSED] = first ?? [];
   if (!status) return;
   drop(request);
   Object.assign(set.headers, owed[status]?.(asked));
@@ -411,7 +418,7 @@ function isJson(asked: Asked) {
 }
 
 /** Lets pages of this machine, and of CORS_ORIGIN, read the answer, a refusal too. */
-function welcome({ request, set }: Exchange) {
+function letIn({ request, set }: Exchange) {
   const origin = request.headers.get("origin");
   if (!origin || CORS_ORIGIN.includes("*")) return;
   if (CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin))
@@ -426,7 +433,7 @@ const CORS = {
 };
 
 /** `Prefer: code=503` (RFC 7240): a front end may rehearse how the server fails. */
-const rehearsed = ({ headers }: Asked) =>
+const toRehearse = ({ headers }: Asked) =>
   REHEARSE && Number(/(?:^|[,;])\s*code="?([45]\d\d)\b/i.exec(headers.get("prefer") ?? "")?.[1]);
 const REHEARSED = "Rehearsed, because Prefer asks for it";
 
@@ -639,7 +646,7 @@ const CREATE = MEMBERS.map(([name, { type }]) => {
 // With `id` bare it would rather walk through all ids; with `name` bare, sort all that are alike.
 const INDEX = "create index if not exists items_name on items (substr(name, 1, 600), (id || ''))";
 const FIND = `select ${COLUMNS} from items where id = $1`;
-const BOTH = `select ${COLUMNS} from items where id = $1 or id = $2 order by id`;
+const TRIED = `select ${COLUMNS} from items where id in ($1, $2, $3, $4) order by id`;
 const PAGE = `select ${COLUMNS} from items where id > $1 order by id limit $2`;
 const NAMED = `select ${COLUMNS} from items where substr(name, 1, 600) = substr($1, 1, 600)
   and coalesce(name = $2, false) and id || '' > $3 order by id || '' limit $4`;
@@ -714,19 +721,21 @@ function sqlite(file: string) {
 
 /** PostgreSQL, or what speaks its protocol, also behind a pooler: nothing is prepared by name. */
 function postgres(url: string) {
-  const sql = new SQL(url, { max: 16, connectionTimeout: 3, idleTimeout: 10, prepare: false });
+  const options = { max: 8, connectionTimeout: 3, idleTimeout: 10, prepare: false };
+  // Two pools: where writes wait for a lock, reads go on.
+  const pools = [new SQL(url, options), new SQL(url, options)] as const;
 
   // Who gives up sends no commit, so what was answered with 503 is never made. To cancel is not
   // enough: behind a pooler it may come too late. A commit on its way is not cancelled, for it
   // may wait for a replica; what becomes of one that is cut off, nobody knows.
-  async function run(...statements: Statement[]) {
+  async function run(sql: SQL, ...statements: Statement[]) {
     const limit = AbortSignal.any([AbortSignal.timeout(3500), leaving.signal]);
     const connection = await sql.reserve({ signal: limit });
     const rows: Item[] = [];
     try {
       for (const [text, ...values] of statements) {
         limit.throwIfAborted();
-        const running = connection.unsafe(text, values.map(known));
+        const running = connection.unsafe(text, values.map(withoutNul));
         limit.onabort = () => {
           if (text !== "commit") running.cancel();
           void connection.close({ timeout: 1 });
@@ -741,15 +750,17 @@ function postgres(url: string) {
   }
 
   // U+0000 is unknown there. No item has a control character, so U+0001 finds and sorts alike.
-  const known = (text: Value) => (typeof text === "string" ? text.replaceAll("\0", "\x01") : text);
-  const write = (...statements: Statement[]) => run(["begin"], ...statements, ["commit"]);
-  return { read: run, write, close: () => sql.close({ timeout: 1 }) };
+  const withoutNul = (text: Value) =>
+    typeof text === "string" ? text.replaceAll("\0", "\x01") : text;
+  const read = (statement: Statement) => run(pools[0], statement);
+  const write = (...statements: Statement[]) => run(pools[1], ["begin"], ...statements, ["commit"]);
+  return { read, write, close: () => Promise.all(pools.map((sql) => sql.close({ timeout: 1 }))) };
 }
 
 /** Whether another try may succeed: the store is locked, starting, full, read-only or away. */
 const isOutOfReach = (error: unknown) => OUT_OF_REACH.test(codeOf(error));
 const OUT_OF_REACH =
-  /SQLITE_(BUSY|LOCKED|FULL|READONLY)|POSTGRES_(CONN|QUERY_C)|ABORT|\b(08|25006|40|53|55|57)/;
+  /SQLITE_(BUSY|LOCKED|FULL|IOERR|READONLY)|POSTGRES_(CONN|QUERY_C)|ABORT|\b(08|25006|40|53|55|57)/;
 const codeOf = (error: unknown) =>
   error instanceof DOMException ? "ABORT" : `${Object(error).code} ${Object(error).errno}`;
 
@@ -759,20 +770,20 @@ async function opened() {
 
   // Where there is a table, it stays: then it cannot be made. SQLite's own order is that of "C".
   const table = `create table items (${file ? CREATE.join().replace('collate "C"', "") : CREATE})`;
-  const making = store.write([table], [INDEX], ...lesson.map(insert));
+  const making = store.write([table], [INDEX], ...seed.map(insert));
   const notMade = await making.catch((error) => error);
   try {
-    // At the limits: what a column cuts off, converts or folds is not what was written to it.
-    const id = "\u{1f34e}A".padEnd(128, crypto.randomUUID()); // none that a client could take
-    const item = { ...(lesson[0] as Item), id, name: "1".repeat(1024) };
-    const [other, changed] = [
-      { ...item, id: id.toLowerCase() },
-      { ...item, name: "-" },
-    ];
-    const both: Statement = [BOTH, other.id, id];
-    const trial = [insert(item), insert(other), both, update(changed, item), remove(changed)];
-    const rows = await store.write(["savepoint trial"], ...trial, ["rollback to trial"]);
-    const isKept = Bun.deepEquals(rows, [item, other, item, other, changed, changed]);
+    // What a column cuts off, converts, pads or folds is not what was written to it.
+    const number = `0${crypto.randomUUID().replace(/\D/g, "").slice(0, 12)}`; // no client's, so far
+    const long = "\u{1f34e}A".padEnd(128, number);
+    const ids = [number, `${number} `, long, long.toLowerCase()];
+    const items = ids.map((id) => ({ ...(seed[0] as Item), id, name: id.padEnd(1024, "a") }));
+    const [first, changed] = [items[0] as Item, { ...(items[0] as Item), name: number }];
+    const all: Statement = [TRIED, ...ids.toReversed()];
+    const trial = [...items.map(insert), all, update(changed, first), remove(changed)];
+    const now: Statement[] = file ? [] : [["set constraints all immediate"]];
+    const rows = await store.write(["savepoint trial"], ...now, ...trial, ["rollback to trial"]);
+    const isKept = Bun.deepEquals(rows, [...items, ...items, changed, changed]);
     if (!isKept) throw Error("its table items does not keep what is written");
     await store.write([INDEX]).catch(() => print("Warning: ?name= has no index."));
   } catch (error) {
@@ -819,10 +830,15 @@ function docs() {
       { response: { 302: t.Void() } },
     )
     .get("/swagger", () => part("text/html", HTML))
-    .get("/swagger/ui.js", async () => part("text/javascript", (await Bun.file(js).text()) + START))
-    .get("/swagger/ui.css", async () => part("text/css", (await Bun.file(css).text()) + STYLE))
+    .get("/swagger/ui.js", async () => part("text/javascript", await whole(js, SCRIPT)))
+    .get("/swagger/ui.css", async () => part("text/css", await whole(css, STYLE)))
     .get("/favicon.ico", async () => part("image/png", await Bun.file(icon).bytes()));
 }
+
+/** A file with what is added to it; read once, so that a thousand slow clients share one copy. */
+const whole = async (file: string, more: string) =>
+  (read[file] ??= (await Bun.file(file).text()) + more);
+const read: Record<string, string> = {};
 
 /** A part of the page, read before: on a file Bun would answer Range, beyond every hook. */
 const part = (type: string, content: string | Uint8Array<ArrayBuffer>) =>
@@ -834,7 +850,7 @@ const POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'
 const HTML = `<!doctype html><html lang=en><meta charset=utf-8><title>Items</title>
   <meta name=viewport content="width=device-width"><link rel=icon href=/favicon.ico>
   <link rel=stylesheet href=/swagger/ui.css><div id=ui></div><script src=/swagger/ui.js></script>`;
-const START = `\n  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+const SCRIPT = `\n  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.classList.toggle("dark-mode", isDark);
   const named = (name) => (Base, { React }) => (props) =>
     React.createElement(Base, { ...props, "aria-label": name });
@@ -959,18 +975,26 @@ const [{ flush, print }, errors] = [printer(1), printer(2)];
 type Test = (text: string) => boolean;
 const like = (pattern: RegExp) => (text: string) => pattern.test(text);
 const upTo = (most: number) => (text: string) => /^\d{1,6}$/.test(text) && Number(text) <= most;
-const each = (isFine: Test) => (text: string) => listOf(text).every(isFine);
+const each = (isFine: Test) => (text: string) =>
+  listOf(text).length > 0 && listOf(text).every(isFine);
 const listOf = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
 const isName = (text: string) =>
-  URL.parse(`http://${text}`)?.hostname === text && !/^\.|\.\.|\*/.test(text);
-const isOrigin = (text: string) =>
-  text === "*" || (/^https?:\/\/(?!\.|.*(\*|\.\.))/.test(text) && URL.parse(text)?.origin === text);
+  URL.parse(`http://${text}`)?.hostname === text && /^(\w[\w-]{0,62}(\.|$))+$|^\[/.test(text);
+const isOrigin = (text: string) => {
+  const { hostname = "", origin, port } = URL.parse(text) ?? {};
+  return text === "*" || (origin === text && isName(hostname) && port !== "0");
+};
 
 const rules: Record<string, string> = {};
 const STORE = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
 const WORD = "visible ASCII characters without a space";
 const ORIGINS = "* or origins like http://a.test:81";
-const isStore = like(/^(sqlite|postgres(ql)?):\/\/./);
+// What is no file's name, or could hide a password from those who print it, is refused.
+const FILE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/;
+const ADDRESS =
+  /^(\w+:\/\/)(?:(?:[\w.+-]|%40)+(?::[^@/?#\s]*)?@)?([\w.:[\]-]*\/[\w.-]*)(?:\?[\w=&.,%/+:-]*)?$/;
+const isStore = (text: string) =>
+  FILE.test(text) || (/^postgres(ql)?:/.test(text) && ADDRESS.test(text));
 const isWord = like(/^[!-~]+$/);
 const isTerminal = process.stdout.isTTY;
 
@@ -988,14 +1012,13 @@ const LOG = setting("LOG", isTerminal ? "on" : "off", like(/^(on|off)$/), "on or
 if (READ_TOKEN && (!TOKEN || READ_TOKEN === TOKEN)) refuse("READ_TOKEN", READ_TOKEN);
 
 // Who knows other servers may try an option, and is shown the setting.
-const [option = "", value = ""] = process.argv.slice(2).join("=").split("=");
+const [option = "", value = ""] = process.argv.slice(2).filter(Boolean).join("=").split("=");
 if (option) {
-  const word = option.replace(/^-+/, "").toUpperCase();
+  const word = option.replace(/^-+/, "").replaceAll("-", "_").toUpperCase();
   const name = Object.keys(rules).find((each) => each.startsWith(word)) ?? "DATABASE_URL";
   const line = `${name}=${name === "PORT" && /^\d+$/.test(value) ? value : "…"} bun server.ts`;
-  console.error(
-    `${shown(option).replace(/.*@/, "…@")} is no option; settings are in the environment: ${line}`,
-  );
+  const what = /^[\w.-]*/.exec(option)?.[0]; // no more: the rest may be a password
+  console.error(`${what} is no option; settings are in the environment: ${line}`);
   process.exit(1);
 }
 
@@ -1016,13 +1039,11 @@ function refuse(name: string, text: string, cause = ""): never {
   process.exit(1);
 }
 
-/** What of a setting may be shown: of an address only where it is. */
+/** What of a store's address may be shown. */
 function withoutSecret(text: string) {
-  if (text.startsWith("sqlite://")) return text;
-  const { host, pathname = "", protocol } = URL.parse(text) ?? {};
-  return host && !/:\/\/[^/?#]*[/?#].*@/.test(text)
-    ? `${protocol}//${host}${/^[\w/.-]*/.exec(pathname)}`
-    : "something else";
+  if (text.startsWith("sqlite:")) return text.replace(/:\/\/.*@/s, "://…@");
+  const [, protocol, place] = ADDRESS.exec(text) ?? [];
+  return place ? `${protocol}${place}` : "something else";
 }
 
 // ── Start ── open the store, listen, say where; at the end answer what is in flight ──────────────
@@ -1031,7 +1052,7 @@ const [closing, leaving] = [new AbortController(), new AbortController()];
 const HERE = new Set(["localhost", HOST.toLowerCase(), hostname().toLowerCase(), ...ALLOWED_HOSTS]);
 if (RATE > 0) setInterval(() => hits.clear(), 1000).unref();
 
-const file = /^sqlite:\/\/(.*)/s.exec(DATABASE_URL)?.[1];
+const file = FILE.exec(DATABASE_URL)?.[1];
 const store = await opened().catch((error) => refuse("DATABASE_URL", DATABASE_URL, error.message));
 const pages = docs();
 const app = new Elysia({
@@ -1073,10 +1094,10 @@ try {
 
 const name = HOST.replace(/^(0\.0\.0\.0|::)$/, "localhost").replace(/.*:.*/, "[$&]");
 const address = `http://${name}:${app.server?.port}`;
-const isFile = file && !file.startsWith(":memory:");
+const isFile = file && file !== ":memory:";
 const place = isFile ? `${file}; to start over, stop and delete it` : withoutSecret(DATABASE_URL);
 print(`Items  ${address}\nDocs   ${address}/swagger\nStore  ${place}`);
-if (!/^(127\.|localhost$|::1$)/.test(HOST) && !TOKEN)
+if (!/^(127\.|localhost$|::1$)/i.test(HOST) && !TOKEN)
   print("Warning: other machines can write here. Set TOKEN to keep them out.");
 
 /** Takes nothing new, answers what is in flight, closes the store. A second signal ends at once. */
