@@ -1652,7 +1652,7 @@ together("settings", () => {
 
   test("a port that is taken", async () => {
     const { code, stderr } = await runToItsEnd({ PORT: `${live.port}` });
-    const says = `PORT is "${live.port}", but may only be a free port from 0 to 65535.\n`;
+    const says = `PORT is "${live.port}", but may only be a free port from 0 to 65535 (it is in use).\n`;
     expect([code, stderr]).toEqual([1, says]);
   });
 

@@ -269,8 +269,9 @@ function linkAfter(item: Item | undefined, { url }: Request) {
   return `<${next.pathname}${next.search}>; rel="next"`;
 }
 
-// Replaces an item by `body`, changes it (PATCH), creates it, or deletes it (no `body`). A write
-// that another was faster than does nothing: all is asked again. Gives the refusal, or both tags.
+// Creates an item, changes it (PATCH), puts `body` in its place, or deletes it (no `body`). If
+// another write came first, nothing is written and all is asked again. Gives the refusal, or the
+// entity tags of what was there before and of what is there after.
 async function replace({ request, set }: Exchange, id: string, body?: Partial<Item>) {
   const isClash = body?.id !== undefined && body.id !== id;
   const isNew = request.method === "POST";
@@ -287,7 +288,7 @@ async function replace({ request, set }: Exchange, id: string, body?: Partial<It
     const [written] = await store.write(write);
     if (written) return { before, after: etag(represent(written)) };
 
-    // A race changes what is found. What is found the same four times is none.
+    // Found the same four times, it is no race: something is in the way of the write.
     const same = JSON.stringify(found ?? id);
     tries = tries[0] === same ? [...tries, same] : [same];
     if (tries.length === 4) throw Error(`${same} cannot be written: look for ${OBSTACLE}`);
@@ -456,7 +457,7 @@ async function readJson({ request, set }: Exchange): Promise<unknown> {
   throw Error(TOO_LARGE);
 }
 
-/** The bytes of a body that does not say its length, or says it in two ways; unless too many. */
+/** The bytes of a body whose length is not said, or is said twice; nothing if they are too many. */
 async function readCounted({ body }: Request) {
   const bytes = new Bun.ArrayBufferSink();
   let size = 0;
@@ -470,7 +471,7 @@ async function readCounted({ body }: Request) {
 /** Reads the rest of a body and drops it: who is cut off while sending never sees the answer. */
 const drop = ({ body }: Request) => void body?.pipeTo(new WritableStream()).catch(() => {});
 
-/** A text as JSON. Half a surrogate pair becomes U+0000, which no rule of a text allows either. */
+/** What a text is as JSON. A lone surrogate becomes U+0000, which no rule allows in a text. */
 const parsed = (text: string): unknown =>
   JSON.parse(text.replace(ESCAPES, (escape, half) => (half ? "\\u0000" : escape)));
 const ESCAPES = /\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)/g;
@@ -501,7 +502,7 @@ function acceptable({ request, set }: Exchange) {
 
 /** The answer to what was thrown: a body that cannot be read or breaks a rule, or a failure. */
 function failed({ error, path, request, set }: Exchange & { error: unknown; path: string }) {
-  // The status was set where the body turned out to be unreadable.
+  // The status was set where the body was read.
   if (error instanceof ParseError) return { error: set.status === 413 ? TOO_LARGE : NOT_JSON };
 
   const isInvalid = error instanceof ValidationError;
@@ -611,7 +612,7 @@ const Shared = {
   503: refusal([...said(503), "The store is busy or out of reach"], "Retry-After"),
 };
 
-/** The outcomes that routes share, but for those that these settings never have. */
+/** The outcomes that routes share, without those that these settings rule out. */
 function shared<Status extends keyof typeof Shared>(...statuses: Status[]) {
   const possible = statuses.filter(isPossible).map((status) => [status, Shared[status]]);
   return Object.fromEntries(possible) as Pick<typeof Shared, Status>;
@@ -642,8 +643,8 @@ const CREATE = MEMBERS.map(([name, { type }]) => {
   const key = name === "id" ? 'collate "C" primary key' : constraint;
   return `"${name}" ${type === "number" ? "double precision" : "text"} ${key}`;
 });
-// A row of an index of PostgreSQL has 2,704 bytes: enough for an id and 600 characters of a name.
-// With `id` bare it would rather walk through all ids; with `name` bare, sort all that are alike.
+// A row of an index of PostgreSQL has at most 2,704 bytes, hence 600 characters of a name. As `id`
+// and `name = $2`, it would walk through all ids, or sort all that are alike, in place of the index.
 const INDEX = "create index if not exists items_name on items (substr(name, 1, 600), (id || ''))";
 const FIND = `select ${COLUMNS} from items where id = $1`;
 const TRIED = `select ${COLUMNS} from items where id in ($1, $2, $3, $4) order by id`;
@@ -725,9 +726,9 @@ function postgres(url: string) {
   // Two pools: where writes wait for a lock, reads go on.
   const pools = [new SQL(url, options), new SQL(url, options)] as const;
 
-  // Who gives up sends no commit, so what was answered with 503 is never made. To cancel is not
-  // enough: behind a pooler it may come too late. A commit on its way is not cancelled, for it
-  // may wait for a replica; what becomes of one that is cut off, nobody knows.
+  // Who gives up sends no commit, so a write that is answered with 503 is never made; to cancel may
+  // come too late behind a pooler. A commit on its way is not cancelled, for it may wait for a
+  // replica; what becomes of one that is cut off, nobody knows.
   async function run(sql: SQL, ...statements: Statement[]) {
     const limit = AbortSignal.any([AbortSignal.timeout(3500), leaving.signal]);
     const connection = await sql.reserve({ signal: limit });
@@ -768,7 +769,7 @@ const codeOf = (error: unknown) =>
 async function opened() {
   const store = file ? sqlite(file) : postgres(DATABASE_URL);
 
-  // Where there is a table, it stays: then it cannot be made. SQLite's own order is that of "C".
+  // A table that is there stays, for then none can be made. SQLite's own order is that of "C".
   const table = `create table items (${file ? CREATE.join().replace('collate "C"', "") : CREATE})`;
   const making = store.write([table], [INDEX], ...seed.map(insert));
   const notMade = await making.catch((error) => error);
@@ -881,6 +882,7 @@ function asServed({ path, request, responseValue }: Context & { responseValue: u
   ] as const;
   const servers = [{ url: new URL(request.url).origin }];
   return JSON.parse(JSON.stringify({ ...Object(responseValue), servers }), (key, value) => {
+    // What only this server needs; a choice of one; a query's number; fields that Elysia reads itself.
     if (key === "additionalProperties" || (key === "error" && !value.type)) return undefined;
     if (key === "content" && value[json]) return { [json]: value[json] };
     if (value?.multipleOf === 1) Object.assign(value, { type: "integer", pattern: undefined });
@@ -1089,7 +1091,7 @@ try {
   });
 } catch (error) {
   if (/ADDRNOTAVAIL|NOTFOUND|INVAL/.test(codeOf(error))) refuse("HOST", HOST);
-  refuse("PORT", PORT, /ACCES/.test(codeOf(error)) ? "only the administrator may take it" : "");
+  refuse("PORT", PORT, /ACCES/.test(codeOf(error)) ? "only root may take it" : "it is in use");
 }
 
 const name = HOST.replace(/^(0\.0\.0\.0|::)$/, "localhost").replace(/.*:.*/, "[$&]");
@@ -1102,7 +1104,7 @@ if (!/^(127\.|localhost$|::1$)/i.test(HOST) && !TOKEN)
 
 /** Takes nothing new, answers what is in flight, closes the store. A second signal ends at once. */
 async function stop() {
-  // `bun run` passes on what the terminal has sent already.
+  // `bun run` repeats the signal that the terminal has sent already.
   if (closing.signal.aborted && performance.now() - closing.signal.reason < 500) return;
   if (closing.signal.aborted) process.exit(130);
   closing.abort(performance.now());
