@@ -836,10 +836,10 @@ function docs() {
     .get("/favicon.ico", async () => part("image/png", await Bun.file(icon).bytes()));
 }
 
-/** A file with what is added to it; read once, so that a thousand slow clients share one copy. */
+/** A file and what is added to it: read once, so a thousand clients that are slow share one copy. */
 const whole = async (file: string, more: string) =>
-  (read[file] ??= (await Bun.file(file).text()) + more);
-const read: Record<string, string> = {};
+  (copies[file] ??= (await Bun.file(file).text()) + more);
+const copies: Record<string, string> = {};
 
 /** A part of the page, read before: on a file Bun would answer Range, beyond every hook. */
 const part = (type: string, content: string | Uint8Array<ArrayBuffer>) =>
