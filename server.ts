@@ -914,7 +914,7 @@ const seen = new Set<number>();
 let isTold = false;
 
 async function log(request: Request, response: Response, milliseconds: number) {
-  const { headers, status } = response;
+  const { status } = response;
   // Asking has a price, so a client that went away within ten milliseconds may be missed.
   const isGone = (status >= 400 || milliseconds > 10) && request.signal.aborted;
   const code = isGone ? "gone" : `${status}`;
@@ -924,7 +924,8 @@ async function log(request: Request, response: Response, milliseconds: number) {
   const hasReason = status >= 400 && !isGone && request.method !== "HEAD";
   const body = hasReason ? await response.clone().text() : "";
   const reason = body.replace(/^\{"error":"(.*)"\}$/s, "  $1");
-  const isNew = codes.has(status) && !seen.has(status) && !headers.has("preference-applied");
+  const isNew =
+    codes.has(status) && !seen.has(status) && !response.headers.has("preference-applied");
   const star = isNew && !isGone ? `  ★ ${seen.add(status).size} of ${codes.size}` : "";
   const time = Math.round(milliseconds * 10) / 10;
   print(`${coloured}  ${request.method}  ${path}  ${time} ms${reason}${star}`);
@@ -932,7 +933,7 @@ async function log(request: Request, response: Response, milliseconds: number) {
   // A page that may not read an answer learns nothing but "Failed to fetch".
   const origin = request.headers.get("origin") ?? "";
   const isOwn = origin === "" || request.url.startsWith(`${origin}/`);
-  if (isOwn || isTold || headers.has("access-control-allow-origin")) return;
+  if (isOwn || isTold || response.headers.has("access-control-allow-origin")) return;
   isTold = true;
   print(`     Its page may not read that; CORS_ORIGIN=${shown(origin)} would let it.`);
 }
