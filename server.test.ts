@@ -28,7 +28,7 @@ import { dirname, join } from "node:path";
 setDefaultTimeout(60_000); // Side by side, each test may take as long as all.
 const POSTGRES = Bun.env.TEST_DATABASE_URL ?? "";
 const FOLDER = mkdtempSync(join(tmpdir(), "items-"));
-const admin = POSTGRES ? new SQL(POSTGRES, { max: 2 }) : undefined;
+const admin = POSTGRES ? new SQL(POSTGRES, { max: 20 }) : undefined;
 const keeper = keep();
 const databases: string[] = [];
 const seen = new Set<string>(); // every answer: `GET /items/{id} 404`
@@ -1806,11 +1806,7 @@ together("a table that was there before", () => {
   });
 
   onPostgres("is refused in a database that is not UTF-8", async () => {
-    const name = new URL(await newStore()).pathname.slice(1);
-    await admin?.unsafe(`drop database ${name}`);
-    const latin = "encoding latin1 lc_collate 'C' lc_ctype 'C'";
-    await admin?.unsafe(`create database ${name} template template0 ${latin}`);
-    const DATABASE_URL = Object.assign(new URL(POSTGRES), { pathname: `/${name}` }).href;
+    const DATABASE_URL = await newStore("encoding latin1 lc_collate 'C' lc_ctype 'C'");
     const { code, stdout, stderr } = await runToItsEnd({ DATABASE_URL });
     expect([code, stdout]).toEqual([1, ""]);
     expect(stderr).toMatch(/^DATABASE_URL is "[^"]+", but [^\n]+LATIN1[^\n]+\n$/);
@@ -2516,7 +2512,9 @@ afterAll(async () => {
   } finally {
     await keeper.stdin.end();
     await keeper.exited;
-    for (const name of databases) await admin?.unsafe(`drop database ${name} with (force)`);
+    // Each waits for a checkpoint, and those that are dropped together share one.
+    const dropped = databases.map((name) => admin?.unsafe(`drop database ${name} with (force)`));
+    await Promise.all(dropped);
     await admin?.close();
   }
 
@@ -2530,7 +2528,7 @@ afterAll(async () => {
     (pair) => routes.has(pair.replace(/ \d+$/, "")) && !documented.has(pair),
   );
   expect({ missing, extra }).toEqual({ missing: [], extra: [] });
-});
+}, 240_000); // the last checkpoint may be long
 
 // ── Starting servers ───────────────────────────────────────────────────────────────────────────
 
@@ -2753,13 +2751,11 @@ function ps(column: string, pid: number) {
 type Row = Record<string, string>;
 
 /** A store that nobody else has: a file, or a database. */
-async function newStore() {
+async function newStore(how = "lc_collate 'C.UTF-8' lc_ctype 'C.UTF-8'") {
   const name = `items_test_${process.pid}_${databases.length}`;
   databases.push(name);
   if (!admin) return `sqlite://${join(FOLDER, name)}.sqlite`;
-  await admin.unsafe(
-    `create database ${name} template template0 lc_collate 'C.UTF-8' lc_ctype 'C.UTF-8'`,
-  );
+  await admin.unsafe(`create database ${name} template template0 ${how}`);
   return Object.assign(new URL(POSTGRES), { pathname: `/${name}` }).href;
 }
 
