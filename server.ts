@@ -644,7 +644,7 @@ const CREATE = MEMBERS.map(([name, { type }]) => {
   return `"${name}" ${type === "number" ? "double precision" : "text"} ${key}`;
 });
 // A row of an index of PostgreSQL has at most 2,704 bytes, hence 600 characters of a name. As `id`
-// and `name = $2`, it would walk through all ids, or sort all that are alike, in place of the index.
+// and `name = $2`, it would walk through all ids, or sort all that are alike, without the index.
 const INDEX = "create index if not exists items_name on items (substr(name, 1, 600), (id || ''))";
 const FIND = `select ${COLUMNS} from items where id = $1`;
 const TRIED = `select ${COLUMNS} from items where id in ($1, $2, $3, $4) order by id`;
@@ -702,7 +702,7 @@ function sqlite(file: string) {
         // What is wrong with one does not hurt the others: each gets a transaction of its own.
         if (!isLocked && asked.length > 1) return asked.forEach((each) => transact([each]));
 
-        // Another process may hold the lock: reads go on, and each write waits for up to a second.
+        // Another process may hold the lock: then each of them waits for up to a second.
         for (const each of asked)
           if (!isLocked || performance.now() > each.until) each.reject(error);
           else if (waiting.push(each) === 1) setTimeout(transact, 5);
@@ -836,7 +836,7 @@ function docs() {
     .get("/favicon.ico", async () => part("image/png", await Bun.file(icon).bytes()));
 }
 
-/** A file and what is added to it: read once, so a thousand clients that are slow share one copy. */
+/** A file and what is added to it: read once, so a thousand slow clients share one copy. */
 const whole = async (file: string, more: string) =>
   (copies[file] ??= (await Bun.file(file).text()) + more);
 const copies: Record<string, string> = {};
@@ -882,7 +882,7 @@ function asServed({ path, request, responseValue }: Context & { responseValue: u
   ] as const;
   const servers = [{ url: new URL(request.url).origin }];
   return JSON.parse(JSON.stringify({ ...Object(responseValue), servers }), (key, value) => {
-    // What only this server needs; a choice of one; a query's number; fields that Elysia reads itself.
+    // In turn: what only this server needs, a choice of one, a number, fields that no schema has.
     if (key === "additionalProperties" || (key === "error" && !value.type)) return undefined;
     if (key === "content" && value[json]) return { [json]: value[json] };
     if (value?.multipleOf === 1) Object.assign(value, { type: "integer", pattern: undefined });
