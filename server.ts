@@ -14,10 +14,11 @@
  * and not its neighbour stands in the table `why`. A § is a section of RFC 9110, HTTP Semantics.
  */
 import { swagger } from "@elysiajs/swagger";
+import { FormatRegistry, type TObject, type TSchema } from "@sinclair/typebox";
 import { type BunFile, SQL } from "bun";
 import { constants, Database } from "bun:sqlite";
-import type { Context, TSchema } from "elysia";
-import { Elysia, getSchemaValidator, ParseError, t, ValidationError } from "elysia";
+import { type Context, Elysia, ElysiaCustomStatusResponse, getSchemaValidator } from "elysia";
+import { ParseError, status as refuseWith, t, ValidationError } from "elysia";
 import { isUtf8 } from "node:buffer";
 import { timingSafeEqual } from "node:crypto";
 import { lookup } from "node:dns/promises";
@@ -31,7 +32,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 const Item = t.Object({
   id: t.String({
-    description: "id must be 1 to 128 characters, no control character, slash or backslash, not . or ..",
+    description: "id must be 1 to 128 characters, no slash, backslash or control, not . or ..",
     pattern: segmentPattern(),
     maxLength: 128,
     example: "3",
@@ -290,9 +291,11 @@ function checkConditions({ request, set }: Exchange, tag?: string) {
 
   if (isStale || isKnown) {
     set.status = 412;
-    return { error: "If-Match or If-None-Match does not hold" };
+    return { error: STALE };
   }
 }
+
+const STALE = "If-Match or If-None-Match does not hold";
 
 /** The entity tags of a list; none where it is malformed, so that nothing is written. */
 function tagsIn(list: string): string[] {
@@ -306,8 +309,9 @@ function checkId({ set }: Pick<Context, "set">, body: { id?: string }, id: strin
   if (body.id === undefined || body.id === id) return undefined;
 
   set.status = 409;
-  return { error: "The id of the body must be that of the path" };
+  return { error: OTHER_ID };
 }
+const OTHER_ID = "The id of the body must be that of the path";
 
 /** The entity tag (§8.8.3) of a representation: a digest, so a strong validator. */
 function entityTag(content: unknown) {
@@ -324,16 +328,7 @@ function linkAfter(id: string, { url }: Request) {
 // ── Guards ── what is asked of every request, in the order of the protocol ───────────────────────
 
 type Guard = [status: number, sentence: string, applies: (asked: Asked) => boolean];
-/** What guards look at; `host` is undefined where the field is malformed, or given twice. */
-type Asked = {
-  allowed: () => string[]; // the methods of its path
-  host: string | undefined;
-  isRouted: boolean;
-  method: string;
-  path: string;
-  request: Request;
-  url: string;
-};
+type Asked = ReturnType<typeof lookAt>;
 type Head = Pick<Request, "headers" | "method">;
 
 const guards: Guard[] = [
@@ -374,28 +369,25 @@ const challenge = (error = "") => ({ "www-authenticate": `Bearer realm="api"${er
 
 function checkGuards({ path = "", request, set }: Exchange & { path?: string }) {
   const asked = lookAt(request, path);
-  allowOrigin({ request, set });
-  const [status, error] = guards.find(([, , applies]) => applies(asked)) ?? [];
-  if (status !== undefined) {
-    set.status = status;
-    Object.assign(set.headers, owed[status]?.(asked));
-    return status === 204 ? new Response(null, { status }) : { error };
-  }
+  if (isLetIn(request)) Object.assign(set.headers, CORS);
+  if (isLetIn(request) && !EVERY_PAGE)
+    set.headers["access-control-allow-origin"] = request.headers.get("origin") ?? "";
 
-  // RFC 7240: a front end may rehearse how the server fails.
-  const rehearsed = REHEARSE ? codePreferred(request) : undefined;
-  if (rehearsed !== undefined) {
-    set.status = rehearsed;
-    set.headers["preference-applied"] = `code=${rehearsed}`;
-    Object.assign(set.headers, owed[rehearsed]?.(asked));
-    return { error: "Rehearsed, because Prefer asks for it" };
-  }
+  const first = guards.find(([, , applies]) => applies(asked));
+  const status = first?.[0] ?? codeRehearsed(request);
+  if (status === undefined) return;
+
+  set.status = status;
+  Object.assign(set.headers, owed[status]?.(asked));
+  if (!first) set.headers["preference-applied"] = `code=${status}`;
+  return status === 204 ? new Response(null, { status }) : { error: first?.[1] ?? REHEARSED };
 }
+const REHEARSED = "Rehearsed, because Prefer asks for it";
 
 /** The router itself says what a path has, so that it and the guards cannot differ. */
-function lookAt(request: Request, path: string): Asked {
+function lookAt(request: Request, path: string) {
   const { method, url } = request;
-  const has = (name: string) =>
+  const has = (name: string): boolean =>
     app.router.static[path]?.[name] !== undefined || app.router.http.find(name, path) !== null;
   const isRouted = has(method === "HEAD" ? "GET" : method);
   const allowed = () =>
@@ -449,33 +441,28 @@ function isToken(token: string, given = "") {
 }
 
 /** Pages of this machine, and of CORS_ORIGIN, may read the answer, a refusal too. */
-function allowOrigin({ request, set }: Exchange) {
-  if (!isLetIn(request)) return;
-  const origin = EVERY_PAGE ? "*" : request.headers.get("origin");
-  Object.assign(set.headers, { "access-control-allow-origin": origin }, EXPOSED);
-  if (isPreflight(request)) Object.assign(set.headers, ALLOWED);
-}
 function isLetIn({ headers }: Head) {
   const origin = headers.get("origin") ?? "";
   return EVERY_PAGE || CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
 }
+// http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
+const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
+const CORS = {
+  "access-control-allow-headers": "*, Authorization",
+  "access-control-allow-methods": "*",
+  "access-control-allow-origin": "*",
+  "access-control-expose-headers": "*",
+  "access-control-max-age": "7200", // seconds; no browser keeps a preflight longer
+};
 const isPreflight = (request: Head) =>
   request.method === "OPTIONS" &&
   request.headers.has("access-control-request-method") &&
   isLetIn(request);
-// http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
-const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
-const EXPOSED = { "access-control-expose-headers": "*" };
-const ALLOWED = {
-  "access-control-allow-headers": "*, Authorization",
-  "access-control-allow-methods": "*",
-  "access-control-max-age": "7200", // seconds; no browser keeps it longer
-};
 
-/** The 4xx or 5xx in `Prefer: code=503`. */
-function codePreferred({ headers }: Head) {
+/** The 4xx or 5xx in `Prefer: code=503` (RFC 7240): a front end may rehearse how this fails. */
+function codeRehearsed({ headers }: Head) {
   const code = /(?:^|[,;])\s*code="?([45]\d\d)\b/i.exec(headers.get("prefer") ?? "")?.[1];
-  return code === undefined ? undefined : Number(code);
+  return REHEARSE && code !== undefined ? Number(code) : undefined;
 }
 
 // ── Body and errors ── a body is read after all guards, and an exception never says itself ───────
@@ -487,38 +474,35 @@ const NOT_JSON = "The body must be JSON in UTF-8";
 const NOT_TYPED = "Content-Type must be JSON in UTF-8";
 const NOT_PLAIN = "Content-Encoding must be identity";
 
-/** A refusal from where no answer can be returned: `answerError` makes one of it. */
-class Refusal extends Error {
-  constructor(
-    readonly status: number,
-    sentence: string,
-    readonly fields: Record<string, string> = {},
-  ) {
-    super(sentence);
-  }
-}
-
 /** The hooks of a route that takes a body: only there is a type asked for, and anything read. */
 function takesJson<Schema extends TSchema>(body: Schema) {
   return { beforeHandle: checkAccept, body, parse: readJson };
 }
 
-async function readJson({ path = "", request }: Exchange & { path?: string }): Promise<unknown> {
+async function readJson({ path, request, set }: Exchange & { path: string }): Promise<unknown> {
+  const { headers } = request;
   // JSON only: a form or text/plain is what a page of any origin sends without asking.
-  if (!isJson(request)) throw new Refusal(415, NOT_TYPED, owed[415]?.(lookAt(request, path)));
-  // What is small but unpacks to something large would slip through the limit.
-  if (!/^(identity)?$/i.test(request.headers.get("content-encoding") ?? ""))
-    throw new Refusal(415, NOT_PLAIN, { "accept-encoding": "identity" });
+  if (!isJson(request)) {
+    Object.assign(set.headers, owed[415]?.(lookAt(request, path)));
+    throw refuseWith(415, { error: NOT_TYPED });
+  }
 
-  // A size that is said is believed, and nothing is read; what is chunked is counted.
-  const size = Number(request.headers.get("content-length") ?? NaN);
-  if (size > BODY_LIMIT) throw new Refusal(413, TOO_LARGE);
-  const bytes = size <= BODY_LIMIT ? await request.bytes() : await readCounted(request);
+  // What is small but unpacks to something large would slip through the limit.
+  if (!/^(identity)?$/i.test(headers.get("content-encoding") ?? "")) {
+    set.headers["accept-encoding"] = "identity";
+    throw refuseWith(415, { error: NOT_PLAIN });
+  }
+
   try {
+    // A size that is said is believed, and nothing is read; what is chunked is counted.
+    const size = Number(headers.get("content-length") ?? NaN);
+    if (size > BODY_LIMIT) throw refuseWith(413, { error: TOO_LARGE });
+    const bytes = size <= BODY_LIMIT ? await request.bytes() : await readCounted(request);
     const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
     return HALF.test(text) ? JSON.parse(text, makeWellFormed) : JSON.parse(text);
-  } catch {
-    throw new Refusal(400, NOT_JSON);
+  } catch (error) {
+    if (error instanceof ElysiaCustomStatusResponse) throw error;
+    throw refuseWith(400, { error: NOT_JSON }); // it is none, or the client went away
   }
 }
 
@@ -533,7 +517,7 @@ async function readCounted({ body }: Request) {
   let size = 0;
   for await (const chunk of body?.values({ preventCancel: true }) ?? []) {
     size += bytes.write(chunk);
-    if (size > BODY_LIMIT) throw new Refusal(413, TOO_LARGE);
+    if (size > BODY_LIMIT) throw refuseWith(413, { error: TOO_LARGE });
   }
   return bytes.end() as Uint8Array<ArrayBuffer>;
 }
@@ -575,8 +559,9 @@ function checkAccept({ request, set }: Exchange) {
   if (deciding?.some((range) => !/;q=0(\.0*)?(;|$)/.test(range))) return undefined; // ;q=0, ;q=0.00
 
   set.status = 406;
-  return { error: "Accept must allow application/json" };
+  return { error: NOT_ACCEPTED };
 }
+const NOT_ACCEPTED = "Accept must allow application/json";
 
 /** The answer to what was thrown, also after a route has set its fields. */
 function answerError({ error, path, request, set }: Exchange & { error: unknown; path: string }) {
@@ -584,47 +569,45 @@ function answerError({ error, path, request, set }: Exchange & { error: unknown;
 
   // Of what is thrown while a body is read, Elysia makes the cause of an error of its own.
   const refusal = error instanceof ParseError ? error.cause : error;
-  if (refusal instanceof Refusal) {
-    set.status = refusal.status;
-    Object.assign(set.headers, refusal.fields);
-    return { error: refusal.message };
+  if (refusal instanceof ElysiaCustomStatusResponse) {
+    set.status = refusal.code;
+    return refusal.response;
   }
 
-  if (error instanceof ValidationError && error.type !== "response")
-    return answerInvalid(error, set);
+  if (error instanceof ValidationError && error.type !== "response") {
+    const { path: at = "", schema, value } = error.valueError ?? {};
+    const whole = (error.validator as { schema: TSchema }).schema;
+    // There is no object, or one of its members is missing; both come before a value.
+    const isIncomplete = at === "" || (value === undefined && at.lastIndexOf("/") === 0);
+    if (error.type !== "body" || isIncomplete) {
+      set.status = 400;
+      return { error: ruleOf(error.type === "body" ? whole : (schema ?? whole)) };
+    }
+
+    set.status = 422;
+    return { error: ruleOf(schema ?? whole) };
+  }
 
   if (isPassing(error)) {
     set.status = 503;
-    Object.assign(set.headers, { "retry-after": "1" });
-    return { error: "The store is busy or out of reach" };
+    set.headers["retry-after"] = "1";
+    return { error: OUT_OF_REACH };
   }
 
   // What happened is for those who run the server, not for those who use it.
   logError(request, path, error);
   set.status = 500;
-  return { error: "Server error" };
+  return { error: BROKEN };
 }
-
-/** The answer to a query or a body that breaks its schema. */
-function answerInvalid(error: ValidationError, set: Context["set"]) {
-  const { path = "", schema, value } = error.valueError ?? {};
-  // A member of the whole is missing, or there is no whole; both come before a value.
-  const isIncomplete = path === "" || (value === undefined && path.lastIndexOf("/") === 0);
-  const whole = (error.validator as { schema: TSchema }).schema;
-  if (error.type !== "body" || isIncomplete) {
-    set.status = 400;
-    return { error: ruleOf(error.type === "body" ? whole : (schema ?? whole)) };
-  }
-
-  set.status = 422;
-  return { error: ruleOf(schema ?? whole) };
-}
+const OUT_OF_REACH = "The store is busy or out of reach";
+const BROKEN = "Server error";
 
 /** The one way in and out: whatever happens, there is an answer, and it reaches the client. */
 function send(next: (request: Request) => unknown) {
   const answer = next as (request: Request) => Promise<Response>;
   return async (arrived: Request) => {
     const start = performance.now();
+    const client = LOG ? addressOf(arrived) : "";
     // Without Host the URL has no origin, and the router would take a part of the path for it.
     const hasOrigin = arrived.url.startsWith("http");
     const request = hasOrigin ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
@@ -635,7 +618,7 @@ function send(next: (request: Request) => unknown) {
 
     const response = await answer(request).catch((error) => {
       logError(request, arrived.url, error);
-      return Response.json({ error: "Server error" }, { status: 500 });
+      return Response.json({ error: BROKEN }, { status: 500 });
     });
     if (hasBody) await dropBody(request, response.status);
     if (hasBody) app.server?.timeout(arrived, IDLE_TIME);
@@ -645,7 +628,7 @@ function send(next: (request: Request) => unknown) {
       response.headers.set("connection", "close");
     if (DELAY > 0 && !isPreflight(request))
       await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
-    if (LOG) void logAnswer(request, response, addressOf(arrived), performance.now() - start);
+    if (LOG) void logAnswer(request, response, client, performance.now() - start);
     return response;
   };
 }
@@ -662,14 +645,16 @@ async function dropBody(request: Request, status: number) {
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
 
 type Members = Record<string, TSchema>;
-type ObjectSchema = ReturnType<typeof t.Object<Members>>;
 /** A schema that is put together at run time, for something of this type. */
 type SchemaOf<Type> = ReturnType<typeof t.Unsafe<Type>>;
 
-/** A character of a text: none that controls (Cc), not U+FFFD (read with loss), none of these. */
-function character(except = "") {
-  return String.raw`[^\x00-\x1f\x7f-\x9f\ufffd${except}]`;
-}
+// Elysia's own formats take the 30th of February.
+const isDay = (text: string) =>
+  /^\d{4}-\d\d-\d\d$/.test(text) && new Date(text).toJSON()?.startsWith(text);
+const isTime = (text: string) =>
+  /^T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/.test(text) && Date.parse(`2000-01-01${text}`) > 0;
+FormatRegistry.Set("date", isDay);
+FormatRegistry.Set("date-time", (text) => isDay(text.slice(0, 10)) && isTime(text.slice(10)));
 
 function textPattern() {
   return `^${character()}+$`;
@@ -681,46 +666,47 @@ function segmentPattern() {
   return String.raw`^(\.?${noDot}|\.\.${any})${any}*$`; // a, .a, ..a, ...
 }
 
-/** A body with these members; what is left out, has a default, or is unknown, need not be there. */
-function bodyOf<Schema extends ObjectSchema, Left extends keyof Schema["static"] = never>(
+/** A character of a text: none that controls (Cc), not U+FFFD (read with loss), none of these. */
+function character(except = "") {
+  return String.raw`[^\x00-\x1f\x7f-\x9f\ufffd${except}]`;
+}
+
+/** A body with these members. `left`, what has a default and what is unknown need not be there. */
+function bodyOf<Schema extends TObject, Left extends keyof Schema["static"] = never>(
   { properties }: Schema,
   left?: Left,
 ) {
-  const isOptional = ([name, member]: [string, TSchema]) => name === left || "default" in member;
-  const members = Object.entries(properties).map(
-    (each) => [each[0], isOptional(each) ? t.Optional(each[1]) : each[1]] as const,
-  );
-  const body = t.Object<Members>(Object.fromEntries(members));
-  const shown = Object.entries(properties).filter(([name]) => name !== left);
-  body.example = Object.fromEntries(shown.map(([name, { example }]) => [name, example]));
+  const isOptional = (name: string) => name === left || "default" in (properties[name] ?? {});
+  const members = mapMembers(properties, (one, name) => (isOptional(name) ? t.Optional(one) : one));
+  const example = mapMembers(properties, (one, name) => (name === left ? undefined : one.example));
+  const isShown = Object.values(properties).every((one) => one.example !== undefined);
+  const body = t.Object<Members>(members, isShown ? { example } : {});
   giveRules(body, `Bad request, ${(body.required ?? ["an object"]).join(" and ")} required`);
   type Whole = Schema["static"];
   return body as unknown as SchemaOf<Omit<Whole, Left> & Partial<Pick<Whole, Left>>>;
 }
 
 /** A merge patch (RFC 7396) of such a body: each member as it is, or null where it is optional. */
-function patchOf<Schema extends ObjectSchema>(whole: Schema) {
-  const patch = partsOf(whole);
-  patch.example = bodyOf(whole, "id").example;
+function patchOf<Schema extends TObject>(whole: Schema) {
+  const patch = { ...partsOf(whole), example: bodyOf(whole, "id").example };
   giveRules(patch, "Bad request, an object required");
   return patch as unknown as SchemaOf<Partial<Schema["static"]>>;
 }
 
-function partsOf(whole: ObjectSchema): ObjectSchema {
-  const { properties, required = [] } = whole;
-  const members = Object.entries(properties).map(([name, member]) => {
+function partsOf({ description, properties, required = [] }: TObject): TObject {
+  const members = mapMembers(properties, (member, name) => {
     // What a patch leaves out stays as it is, also where a new one would get a default.
-    const { default: _, ...own } = isObject(member) ? partsOf(member) : member;
-    const { description } = member;
-    const isFixed = required.includes(name) && !("default" in member);
-    return [
-      name,
-      t.Optional(isFixed ? (own as TSchema) : t.Nullable(own as TSchema, { description })),
-    ];
+    const { default: _, ...rest } = besideNull(member);
+    const own = isObject(rest) ? partsOf(rest) : (rest as TSchema);
+    const mayGo = member.nullable || !required.includes(name);
+    return t.Optional(mayGo ? t.Nullable(own, { description: member.description }) : own);
   });
-  return t.Object(Object.fromEntries(members), { description: whole.description });
+  return t.Object(members, { description });
 }
-const isObject = (schema: TSchema): schema is ObjectSchema => schema.properties !== undefined;
+const isObject = (schema: object): schema is TObject => "properties" in schema;
+const besideNull = (schema: TSchema): TSchema => (schema.nullable ? schema.anyOf[0] : schema);
+const mapMembers = <To>(members: Members, to: (member: TSchema, name: string) => To) =>
+  Object.fromEntries(Object.entries(members).map(([name, member]) => [name, to(member, name)]));
 
 /** The query of a list. In it all is text; the document says that a limit is a number. */
 function listQuery<Member extends string>(filter: Member) {
@@ -738,63 +724,52 @@ function listQuery<Member extends string>(filter: Member) {
 const LIMIT_RULE = "limit must be a whole number from 1 to 100";
 
 /**
- * Gives each part of a schema the sentence that refuses it: its own description, or that of what it
- * is a part of. Elysia looks for `error`; as it is not enumerable, the document does not show it.
+ * Gives each part of a schema the sentence that refuses it: its description, or that of what is
+ * around it. Elysia reads it as `error`; not enumerable, it stays out of the document.
  */
-function giveRules(schema: TSchema, rule: string) {
+function giveRules(schema: TSchema, rule: string): string[] {
   Object.defineProperty(schema, "error", { value: rule, configurable: true });
-  // Without this, Elysia refuses unknown members of the whole.
-  if (isObject(schema))
-    Object.defineProperty(schema, "additionalProperties", { value: true, configurable: true });
-  for (const [name, member] of Object.entries<TSchema>(schema.properties ?? {}))
-    giveRules(member, member.description ?? `${name} must be as the document says`);
-  const parts = [schema.items, schema.anyOf].flat().filter((part) => part !== undefined);
-  for (const part of parts) giveRules(part, part.description ?? rule);
+  Object.defineProperty(schema, "additionalProperties", { value: true, configurable: true });
+  const { anyOf = [], items = [], properties = {} } = schema;
+  const members = Object.entries<TSchema>(properties).flatMap(([name, member]) =>
+    giveRules(member, member.description ?? `${name} must be as the document says`),
+  );
+  const parts: TSchema[] = [items, anyOf].flat();
+  return [rule, ...members, ...parts.flatMap((part) => giveRules(part, part.description ?? rule))];
 }
 const ruleOf = (schema: TSchema) => String(schema.error ?? schema.description);
 
 /** When an answer is given, for the docs, the README and the tests; and the fields it carries. */
 function when(description: string, ...fields: string[]) {
-  const schemas = fields.map((name) => [
-    name,
-    { schema: { type: "string", example: examples[name] } },
-  ]);
-  return { description, headers: Object.fromEntries(schemas) };
+  const headers = fields.map((name) => [name, { schema: { type: "string" } }]);
+  return { description, headers: Object.fromEntries(headers) };
 }
-const examples: Record<string, string> = {
-  ETag: entityTag("an example"),
-  Link: '</?limit=1&after=1>; rel="next"',
-  Location: "/3",
-};
-const says = (message: string) => ({ message: t.String({ enum: [message], example: message }) });
 
+/** The body of a refusal, which says one of these sentences. */
 function refusal(sentences: string | string[], ...fields: string[]) {
-  const all = [sentences].flat();
+  const all = [...new Set([sentences].flat())];
   return t.Object({ error: t.String({ enum: all }) }, when(all.join("; "), ...fields));
 }
+const says = (message: string) => ({ message: t.String({ enum: [message], example: message }) });
 const sentencesOf = (code: number) =>
   guards.flatMap(([status, sentence]) => (status === code ? sentence : []));
 const badRequest = (...sentences: string[]) => refusal([...sentences, ...sentencesOf(400)]);
-const brokenRule = (schema: ObjectSchema) => refusal(rulesIn(schema));
-const rulesIn = (schema: TSchema): string[] =>
-  [...Object.values<TSchema>(schema.properties ?? {}), schema.items]
-    .filter((part) => part !== undefined)
-    .flatMap((part) => [ruleOf(part), ...rulesIn(part)]);
+const brokenRule = (schema: TObject) => refusal(giveRules(schema, ruleOf(schema)).slice(1));
 
 const legend = {
   304: t.Void(when("If-None-Match names what there is", "ETag")),
-  400: refusal(sentencesOf(400)),
+  400: badRequest(),
   401: refusal(sentencesOf(401), "WWW-Authenticate"),
   403: refusal(sentencesOf(403), "WWW-Authenticate"),
-  406: refusal("Accept must allow application/json"),
-  409: refusal("The id of the body must be that of the path"),
-  412: refusal("If-Match or If-None-Match does not hold"),
+  406: refusal(NOT_ACCEPTED),
+  409: refusal(OTHER_ID),
+  412: refusal(STALE),
   413: refusal(TOO_LARGE),
   415: refusal([NOT_TYPED, NOT_PLAIN], "Accept", "Accept-Encoding"),
   421: refusal(sentencesOf(421)),
   429: refusal(sentencesOf(429), "Retry-After"),
-  500: refusal("Server error"),
-  503: refusal([...sentencesOf(503), "The store is busy or out of reach"], "Retry-After"),
+  500: refusal(BROKEN),
+  503: refusal([...sentencesOf(503), OUT_OF_REACH], "Retry-After"),
 };
 
 /** The outcomes that routes share, without those that these settings rule out. */
@@ -823,7 +798,7 @@ type Change<One> = {
 };
 
 /** Opens a table for things of this schema, with a filter by one of their members. */
-async function openCollection<Schema extends ObjectSchema>(
+async function openCollection<Schema extends TObject>(
   table: string,
   schema: Schema,
   first: Schema["static"][],
@@ -831,6 +806,10 @@ async function openCollection<Schema extends ObjectSchema>(
   filter: string & keyof Schema["static"],
 ) {
   type One = Schema["static"];
+  for (const name of Object.keys(schema.properties).filter((name) => name in {}))
+    quit(`${table} cannot have a member ${name}: every object has one.`);
+  for (const name of ["id", filter].filter((name) => schema.properties[name]?.type !== "string"))
+    quit(`${name} of ${table} must be a t.String.`);
   giveRules(schema, `${table} must be objects`);
   const isWhole = validatorOf(schema);
   const [isId, isFilter] = [textTest(schema, "id"), textTest(schema, filter)];
@@ -858,7 +837,7 @@ async function openCollection<Schema extends ObjectSchema>(
     if (fault) return ruleOf(fault.schema);
     return NUL.test(JSON.stringify(one)) ? "No text may hold U+0000" : undefined;
   }
-  const parse = ({ document }: Row): One => JSON.parse(document);
+  const parse = ({ document }: Row): One => merged(schema, {}, JSON.parse(document));
   const read = async (...statement: Statement) =>
     (await watch("Reads", store.read(statement))).map(parse);
 
@@ -886,7 +865,7 @@ async function openCollection<Schema extends ObjectSchema>(
       function put(whole: One) {
         const one = merged(schema, {}, whole);
         const rule = ruleBrokenBy(one);
-        if (rule) throw new Refusal(422, rule);
+        if (rule) throw refuseWith(422, { error: rule });
         write = [sql.put, id, JSON.stringify(one)];
         return entityTag(show(one));
       }
@@ -904,26 +883,25 @@ async function openCollection<Schema extends ObjectSchema>(
 
   return { change, find, isId, list };
 }
-const SQLITE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/; // sqlite://items.sqlite
 const NUL = /(?<!\\)(\\\\)*\\u0000/; // in JSON, \u0000 and not \\u0000
 
 const validatorOf = (schema: TSchema) =>
   getSchemaValidator(schema) as NonNullable<ReturnType<typeof getSchemaValidator>>;
 
 /** Whether a text could be this member of something. */
-function textTest({ properties }: ObjectSchema, name: string) {
+function textTest({ properties }: TObject, name: string) {
   const validator = validatorOf(properties[name] as TSchema);
   return (text: string) => validator.Check(text) && !text.includes("\0");
 }
 
 /** What a merge patch (RFC 7396) makes of an object: null removes, unless it is a value. */
-function merged({ properties }: ObjectSchema, target: Record<string, unknown>, patch: object) {
+function merged({ properties }: TObject, target: Record<string, unknown>, patch: object) {
   const given = new Map<string, unknown>(Object.entries(patch));
   for (const [name, member] of Object.entries(properties)) {
-    const value = given.get(name);
+    const [value, inner] = [given.get(name), besideNull(member)];
     if (value === null && !member.nullable) delete target[name];
-    else if (isObject(member) && value instanceof Object)
-      target[name] = merged(member, { ...(target[name] as object) }, value);
+    else if (isObject(inner) && value instanceof Object)
+      target[name] = merged(inner, { ...(target[name] as object) }, value);
     else if (value !== undefined) target[name] = value;
   }
   return target;
@@ -1328,35 +1306,37 @@ function sayNullable(shape: Shape) {
 // ── Log ── one line a request, with the status that went out; each code seen first is collected ──
 
 const collected = new Set<number>();
-let lastCause = "";
+const causes = new Set<string>(); // that were printed whole
 
 async function logAnswer(request: Request, response: Response, client: string, time: number) {
   const { headers, status } = response;
   // Asking has a price, so a client that went away within ten milliseconds may be missed.
   const isGone = (status >= 400 || time > 10) && request.signal.aborted;
   const code = isGone ? "gone" : `${status}`;
-  const colour = [31, 31, 32, 36, 33, 31][Math.floor(status / 100)];
-  const shown = isTerminal && !Bun.env.NO_COLOR ? `\x1b[${colour}m${code}\x1b[0m` : code;
-  const isNew = codes.has(status) && !collected.has(status) && !headers.has("preference-applied");
-  const isStar = isTerminal && isNew && !isGone;
-  const star = isStar ? `  ★ ${collected.add(status).size} of ${codes.size}` : "";
-  const isReasoned = status >= 400 && !isGone && request.method !== "HEAD";
-  const body = isReasoned ? await response.clone().text() : "";
-  const reason = body.replace(/^\{"error":"(.*)"\}$/s, "  $1");
   const path = printable(request.url.replace(/^https?:\/\/[^/]*|[?#].*/gs, ""));
-  const line = `${shown}  ${request.method}  ${path}  ${time.toFixed(1)} ms${star}${reason}`;
-  out.print(isTerminal ? line : `${new Date().toISOString()}  ${client}  ${line}`);
+  const asked = `${request.method}  ${path}  ${time.toFixed(1)} ms`;
+  const hasReason = status >= 400 && !isGone && request.method !== "HEAD";
+  const body = hasReason ? await response.clone().text() : "";
+  const reason = body.replace(/^\{"error":"(.*)"\}$/s, "  $1");
+  if (!isTerminal)
+    return out.print(`${new Date().toISOString()}  ${client}  ${code}  ${asked}${reason}`);
+
+  const colour = [31, 31, 32, 36, 33, 31][Math.floor(status / 100)];
+  const shown = Bun.env.NO_COLOR ? code : `\x1b[${colour}m${code}\x1b[0m`;
+  const isNew = !isGone && codes.has(status) && !headers.has("preference-applied");
+  const isFirst = isNew && !collected.has(status);
+  const star = isFirst ? `  ★ ${collected.add(status).size} of ${codes.size}` : "";
+  out.print(`${shown}  ${asked}${star}${reason}`);
 }
 
-/** Prints what nobody expected: whole, or in a line where it is the same as the last one. */
+/** Prints what nobody expected: whole where it is new. */
 function logError({ method }: Request, path: string, error: unknown) {
   const fault = error instanceof ValidationError ? error.valueError : undefined;
   const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
   const cause = fault ? `the answer breaks its schema at ${fault.path}: ${fault.message}` : stack;
-  errors.print(
-    `${method} ${printable(path)}: ${cause === lastCause ? "the same once more" : cause}`,
-  );
-  lastCause = cause;
+  const [line = ""] = cause.split("\n");
+  errors.print(`${method} ${printable(path)}: ${causes.has(cause) ? line : cause}`);
+  if (causes.size < 100) causes.add(cause);
 }
 
 /** A text of a client's as a terminal may have it: visible ASCII, and not too long. */
@@ -1381,7 +1361,7 @@ function openPrinter(file: BunFile) {
     await writer.flush();
   }
   function flush() {
-    written = written.then(write);
+    written = written.then(write).catch(() => {}); // nobody reads any more
     return written;
   }
   function print(line: string) {
@@ -1395,33 +1375,56 @@ const [out, errors] = [openPrinter(Bun.stdout), openPrinter(Bun.stderr)];
 // ── Settings ── from the environment or .env; one that makes no sense ends the start ─────────────
 
 type Test = (text: string) => boolean;
+const isWord: Test = (text) => /^[!-~]+$/.test(text);
+const isSecond: Test = (text) => isWord(text) && TOKEN !== "" && text !== TOKEN;
+const isHost: Test = (text) => /^[\w.:-]+$|^\[[\w:.]+\]$/.test(text); // 127.0.0.1, localhost, [::1]
+const isLike = (pattern: RegExp) => (text: string) => pattern.test(text);
+const isUpTo = (most: number) => (text: string) => /^\d{1,6}$/.test(text) && Number(text) <= most;
+const listOf = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
+const areAll = (isFine: Test) => (text: string) =>
+  listOf(text).length > 0 && listOf(text).every(isFine);
+const isName: Test = (text) =>
+  URL.parse(`http://${text}`)?.hostname === text && /^(\w[\w-]{0,62}(\.|$))+$|^\[/.test(text);
+
+function isOrigin(text: string) {
+  const { hostname: name = "", origin, port } = URL.parse(text) ?? {};
+  return text === "*" || (origin === text && isName(name) && port !== "0");
+}
+
+function isStore(text: string) {
+  if (!/^postgres(ql)?:/.test(text)) return SQLITE.test(text);
+  try {
+    return new SQL(text) !== undefined; // it connects when it is first used
+  } catch {
+    return false;
+  }
+}
+const SQLITE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/; // sqlite://items.sqlite
+
+const words = "visible ASCII characters without a space";
+const stores = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
+const origins = "* or origins like http://a.test:81";
+const milliseconds = "a whole number of milliseconds up to 25000";
 const mayBe: Record<string, string> = {}; // what each setting may be
 const isTerminal = process.stdout.isTTY;
-await checkEnvFiles();
 
+await checkEnvFile();
 const PORT = setting("PORT", "3000", "a free port from 0 to 65535", isUpTo(65_535));
 const HOST = setting("HOST", "127.0.0.1", "an address of this machine", isHost);
-const DATABASE_URL = setting(
-  "DATABASE_URL",
-  "sqlite://items.sqlite",
-  "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE",
-  isStore,
-);
-const TOKEN = setting("TOKEN", "", "visible ASCII characters without a space", isWord);
-const READ_TOKEN = setting("READ_TOKEN", "", "the same, beside TOKEN and unlike it", isSecond);
+const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", stores, isStore);
+const TOKEN = setting("TOKEN", "", words, isWord);
+const READ_TOKEN = setting("READ_TOKEN", "", `${words}, beside TOKEN and unlike it`, isSecond);
 const ALLOWED_HOSTS = listOf(setting("ALLOWED_HOSTS", "", "hosts without a port", areAll(isName)));
-const ORIGINS = "* or origins like http://a.test:81";
-const CORS_ORIGIN = listOf(setting("CORS_ORIGIN", "", ORIGINS, areAll(isOrigin)));
+const CORS_ORIGIN = listOf(setting("CORS_ORIGIN", "", origins, areAll(isOrigin)));
 const RATE = Number(setting("RATE", "0", "a whole number up to 999999", isUpTo(999_999)));
-const MOST = "a whole number of milliseconds up to 25000";
-const DELAY = Number(setting("DELAY", "0", MOST, isUpTo(25_000)));
+const DELAY = Number(setting("DELAY", "0", milliseconds, isUpTo(25_000)));
 const REHEARSE = setting("REHEARSE", "0", "0 or 1", isLike(/^[01]$/)) === "1";
 const LOG = setting("LOG", isTerminal ? "on" : "off", "on or off", isLike(/^(on|off)$/)) === "on";
 if (import.meta.main && process.argv.length > 2) printSettings();
 
 /** The text of a setting; an empty one is none, but for a token: whoever sets it wants a lock. */
-function setting(name: string, fallback: string, words: string, isFine: Test) {
-  mayBe[name] = words;
+function setting(name: string, fallback: string, what: string, isFine: Test) {
+  mayBe[name] = what;
   const text = Bun.env[name];
   if (text === undefined || (text === "" && !name.endsWith("TOKEN"))) return fallback;
   return isFine(text) ? text : refuse(name, text, text === "" ? "it is set, but empty" : "");
@@ -1442,69 +1445,23 @@ function quit(sentence: string): never {
   process.exit(1);
 }
 
-function isLike(pattern: RegExp): Test {
-  return (text) => pattern.test(text);
-}
-
-function isUpTo(most: number): Test {
-  return (text) => /^\d{1,6}$/.test(text) && Number(text) <= most;
-}
-
-function isWord(text: string) {
-  return /^[!-~]+$/.test(text);
-}
-
-function isHost(text: string) {
-  return /^[\w.:-]+$|^\[[\w:.]+\]$/.test(text); // 127.0.0.1, localhost, ::1, [::1]
-}
-
-function isStore(text: string) {
-  if (!/^postgres(ql)?:/.test(text)) return SQLITE.test(text);
-  try {
-    return new SQL(text) !== undefined; // it connects when it is first used
-  } catch {
-    return false;
-  }
-}
-
-function isSecond(text: string) {
-  return isWord(text) && TOKEN !== "" && text !== TOKEN;
-}
-
-function areAll(isFine: Test): Test {
-  return (text) => listOf(text).length > 0 && listOf(text).every(isFine);
-}
-
-function listOf(text: string): string[] {
-  return text.toLowerCase().match(/[^\s,]+/g) ?? [];
-}
-
-function isName(text: string) {
-  const isSame = URL.parse(`http://${text}`)?.hostname === text;
-  return isSame && /^(\w[\w-]{0,62}(\.|$))+$|^\[/.test(text); // a.test, [::1]
-}
-
-function isOrigin(text: string) {
-  const { hostname: name = "", origin, port } = URL.parse(text) ?? {};
-  return text === "*" || (origin === text && isName(name) && port !== "0");
-}
-
 /** Bun passes over a .env that is no UTF-8, such as PowerShell's > writes, without a word. */
-async function checkEnvFiles() {
-  for (const name of [".env", ".env.local", `.env.${Bun.env.NODE_ENV ?? "development"}`]) {
-    const bytes = await Bun.file(name)
-      .bytes()
-      .catch(({ code }) => (code === "ENOENT" ? [] : [0xff]));
-    const text = Buffer.from(bytes);
-    if (!isUtf8(text) || text.includes(0)) quit(`${name} may only be a file of UTF-8 text.`);
-  }
+async function checkEnvFile() {
+  const isThere = await Bun.file(".env").exists();
+  const bytes = isThere
+    ? await Bun.file(".env")
+        .bytes()
+        .catch(() => [0])
+    : [];
+  const text = Buffer.from(bytes);
+  if (!isUtf8(text) || text.includes(0)) quit(".env may only be a file of UTF-8 text.");
 }
 
 /** There are no options: any argument prints the settings, and what each may be. */
 function printSettings(): never {
   const isCompiled = /\$bunfs|~BUN/.test(Bun.main);
   const program = isCompiled ? `./${basename(process.execPath)}` : `bun ${basename(Bun.main)}`;
-  const lines = Object.entries(mayBe).map(([name, words]) => `  ${name.padEnd(14)}${words}`);
+  const lines = Object.entries(mayBe).map(([name, what]) => `  ${name.padEnd(14)}${what}`);
   console.log(`Settings are in the environment or in .env: PORT=3001 ${program}\n`);
   console.log(lines.join("\n"));
   process.exit(/^(-h|--help)$/.test(process.argv[2] ?? "") ? 0 : 1);
