@@ -1038,8 +1038,10 @@ function openDatabase(file: string) {
 /** PostgreSQL, or what speaks its protocol, also behind a pooler: nothing is prepared by name. */
 function openPostgres(url: string): Engine {
   type Ask = (statement: Statement, until?: AbortSignal) => Promise<Row[] & { count: number }>;
-  const few = new URL(url).searchParams.has("max") ? {} : { max: 4 }; // or as the address has it
-  const sql = new SQL(url, { ...few, connectionTimeout: 3, idleTimeout: 10, prepare: false });
+  const max = Number(new URL(url).searchParams.get("max") ?? 8);
+  // After a second a connection is given back, so that processes can share a role with one or two.
+  const lent = { connectionTimeout: 3, idleTimeout: 1, maxLifetime: 1 };
+  const sql = new SQL(url, { max, ...lent, prepare: false });
   const within = (time: number) => AbortSignal.any([AbortSignal.timeout(time), leaving.signal]);
 
   /** Lends a connection. What is asked on it ends at the deadline, and the connection with it. */
@@ -1128,7 +1130,7 @@ function codeOf(error: unknown) {
 /** What an error of the store says, without the names that could be parts of its address. */
 function causeOf(error: unknown) {
   const message = error instanceof Error ? error.message : String(error);
-  const words = /^(28|3D)/.test(codeOf(error)) ? message.replace(/"[^"]*"/g, "…") : message;
+  const words = /^(28|3D|53)/.test(codeOf(error)) ? message.replace(/"[^"]*"/g, "…") : message;
   return words.replace(/\s+/g, " ").replace(/\.$/, "");
 }
 
