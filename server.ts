@@ -609,8 +609,8 @@ function send(next: (request: Request) => unknown) {
     const start = performance.now();
     const client = LOG ? addressOf(arrived) : "";
     // Without Host the URL has no origin, and the router would take a part of the path for it.
-    const hasOrigin = arrived.url.startsWith("http");
-    const request = hasOrigin ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
+    const hasHost = arrived.headers.has("host");
+    const request = hasHost ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
     const { headers, method } = request;
     const hasBody =
       !/^(0|)$/.test(headers.get("content-length") ?? "") || headers.has("transfer-encoding");
@@ -652,7 +652,7 @@ type SchemaOf<Type> = ReturnType<typeof t.Unsafe<Type>>;
 const isDay = (text: string) =>
   /^\d{4}-\d\d-\d\d$/.test(text) && new Date(text).toJSON()?.startsWith(text);
 const isTime = (text: string) =>
-  /^T\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/.test(text) && Date.parse(`2000-01-01${text}`) > 0;
+  /^T([01]\d|2[0-3])(:[0-5]\d){2}(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$/.test(text);
 FormatRegistry.Set("date", isDay);
 FormatRegistry.Set("date-time", (text) => isDay(text.slice(0, 10)) && isTime(text.slice(10)));
 
@@ -806,11 +806,11 @@ async function openCollection<Schema extends TObject>(
   filter: string & keyof Schema["static"],
 ) {
   type One = Schema["static"];
-  for (const name of Object.keys(schema.properties).filter((name) => name in {}))
-    quit(`${table} cannot have a member ${name}: every object has one.`);
+  giveRules(schema, `${table} must be objects`);
+  for (const [name, member] of Object.entries(schema.properties))
+    if (name in {} || !isUsable(member)) quit(`${table} cannot have ${name} as it is: see README.`);
   for (const name of ["id", filter].filter((name) => schema.properties[name]?.type !== "string"))
     quit(`${name} of ${table} must be a t.String.`);
-  giveRules(schema, `${table} must be objects`);
   const isWhole = validatorOf(schema);
   const [isId, isFilter] = [textTest(schema, "id"), textTest(schema, filter)];
 
@@ -905,6 +905,19 @@ function merged({ properties }: TObject, target: Record<string, unknown>, patch:
     else if (value !== undefined) target[name] = value;
   }
   return target;
+}
+
+/** Whether a member can be kept as JSON, checked and documented, and takes its own example. */
+function isUsable(member: TSchema): boolean {
+  const own = besideNull(member);
+  const { enum: choice, example, format, items, type } = own;
+  const takes = (value: unknown) => validatorOf(own).Check(value);
+  if (format && !FormatRegistry.Has(format)) return false;
+  if (choice && takes("none of them")) return false; // a t.String does not look at it
+  if (example !== undefined && !takes(example)) return false; // 19.99 is no multiple of 0.01
+  if (type === "array") return !Array.isArray(items) && isUsable(items);
+  if (type === "object") return isObject(own) && Object.values(own.properties).every(isUsable);
+  return ["boolean", "number", "string"].includes(type);
 }
 
 /** Makes the table where there is none, with what is first in it; tries a write, and undoes it. */
