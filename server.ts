@@ -403,9 +403,9 @@ function hostOf({ headers, url }: Request) {
 }
 
 function isHere({ host = "", method }: Asked) {
-  const isAddress = isIP(host.replace(/^\[|\]$/g, "")) > 0; // [::1]
-  const isTunnel = method === "CONNECT"; // its Host is where it wants to go
-  return HERE.has(host) || host.endsWith(".localhost") || isAddress || isTunnel;
+  if (HERE.has(host) || host.endsWith(".localhost")) return true;
+  if (method === "CONNECT") return true; // its Host is where it wants to go
+  return isIP(host.replace(/^\[|\]$/g, "")) > 0; // 127.0.0.1, [::1]
 }
 
 function isTarget(url: string) {
@@ -589,6 +589,7 @@ function answerError({ error, path, request, set }: Exchange & { error: unknown;
   }
 
   if (isPassing(error)) {
+    reportOutage(request, error);
     set.status = 503;
     set.headers["retry-after"] = "1";
     return { error: OUT_OF_REACH };
@@ -620,6 +621,7 @@ function send(next: (request: Request) => unknown) {
       logError(request, arrived.url, error);
       return Response.json({ error: BROKEN }, { status: 500 });
     });
+    if (outages.size > 0) reportRecovery(request, response);
     if (hasBody) await dropBody(request, response.status);
     if (hasBody) app.server?.timeout(arrived, IDLE_TIME);
     if (method === "HEAD") response.headers.set("date", new Date().toUTCString()); // Bun has none
@@ -786,6 +788,7 @@ const about = (group: string, operationId: string, summary: string, description:
 // ── Collections ── find one, list a page, change one; a row is an id and the document as JSON ────
 
 type Row = { document: string };
+type Document = Record<string, unknown>;
 type Statement = [sql: string, ...values: (string | number)[]];
 
 /** What a change finds and may do. What it has put or removed when it returns is what happens. */
@@ -827,19 +830,23 @@ async function openCollection<Schema extends TObject>(
       on conflict (id) do update set document = excluded.document`,
     remove: `delete from ${table} where id = $1`,
   };
-  const broken = first.map(ruleBrokenBy).find((rule) => rule !== undefined);
-  if (broken) quit(`What ${table} begin with breaks a rule: ${broken}.`);
-  const rows = first.map((one): Statement => [sql.put, String(one.id), JSON.stringify(one)]);
+  const rows = first.map((one): Statement => {
+    const { document, rule } = serialize(one);
+    return rule
+      ? quit(`What ${table} begin with breaks a rule: ${rule}.`)
+      : [sql.put, String(one.id), document];
+  });
   await openTable(table, sql, rows);
 
-  function ruleBrokenBy(one: One) {
-    const fault = isWhole.Errors(one).First();
-    if (fault) return ruleOf(fault.schema);
-    return NUL.test(JSON.stringify(one)) ? "No text may hold U+0000" : undefined;
+  /** The document of one, and the rule that it breaks, if it does. */
+  function serialize(one: One) {
+    const document = JSON.stringify(one);
+    const fault = isWhole.Check(one) ? undefined : isWhole.Errors(one).First();
+    const rule = fault ? ruleOf(fault.schema) : NUL.test(document) ? "No text may hold U+0000" : "";
+    return { document, rule };
   }
   const parse = ({ document }: Row): One => merged(schema, {}, JSON.parse(document));
-  const read = async (...statement: Statement) =>
-    (await watch("Reads", store.read(statement))).map(parse);
+  const read = async (...statement: Statement) => (await store.read(statement)).map(parse);
 
   async function find(id: string) {
     return isId(id) ? (await read(sql.find, id))[0] : undefined;
@@ -859,14 +866,14 @@ async function openCollection<Schema extends TObject>(
 
   /** Decides once, inside the transaction; gives what the decision returns. */
   async function change<Answer>(id: string, decide: (change: Change<One>) => Answer) {
-    let write: Statement | undefined;
     function decideOn(rows: Row[]) {
       const found = rows.map(parse)[0];
+      let write: Statement | undefined;
       function put(whole: One) {
         const one = merged(schema, {}, whole);
-        const rule = ruleBrokenBy(one);
+        const { document, rule } = serialize(one);
         if (rule) throw refuseWith(422, { error: rule });
-        write = [sql.put, id, JSON.stringify(one)];
+        write = [sql.put, id, document];
         return entityTag(show(one));
       }
       function remove() {
@@ -878,7 +885,7 @@ async function openCollection<Schema extends TObject>(
       return { answer, write };
     }
     if (!isId(id)) return decideOn([]).answer; // nothing can have it
-    return watch("Writes", store.change(table, id, decideOn), () => write !== undefined);
+    return store.change(table, id, decideOn);
   }
 
   return { change, find, isId, list };
@@ -895,13 +902,12 @@ function textTest({ properties }: TObject, name: string) {
 }
 
 /** What a merge patch (RFC 7396) makes of an object: null removes, unless it is a value. */
-function merged({ properties }: TObject, target: Record<string, unknown>, patch: object) {
-  const given = new Map<string, unknown>(Object.entries(patch));
-  for (const [name, member] of Object.entries(properties)) {
-    const [value, inner] = [given.get(name), besideNull(member)];
+function merged({ properties }: TObject, target: Document, patch: Document) {
+  for (const [name, member] of Object.entries<TSchema>(properties)) {
+    const [value, inner] = [patch[name], besideNull(member)];
     if (value === null && !member.nullable) delete target[name];
     else if (isObject(inner) && value instanceof Object)
-      target[name] = merged(inner, { ...(target[name] as object) }, value);
+      target[name] = merged(inner, { ...(target[name] as Document) }, value as Document);
     else if (value !== undefined) target[name] = value;
   }
   return target;
@@ -965,6 +971,7 @@ function openSqlite(file: string): Engine {
   const db = openDatabase(file);
   const rows = ([text, ...values]: Statement) => db.query(text).all(...values) as Row[];
   const run = ([text, ...values]: Statement) => db.query(text).run(...values).changes;
+  let readOnly: unknown; // the error of a file that was opened so
 
   /** Begins when all that share it have come: a snapshot from before may miss what they know of. */
   function share(begin: string) {
@@ -996,7 +1003,7 @@ function openSqlite(file: string): Engine {
       if (waiting.length > 0) setTimeout(transact, 5);
     }
 
-    return async <Result>(work: () => Result) => {
+    return <Result>(work: () => Result) => {
       const until = performance.now() + REQUEST_TIME;
       const job: Job = { work, until, ...Promise.withResolvers() };
       if (waiting.push(job) === 1) setImmediate(transact);
@@ -1010,6 +1017,7 @@ function openSqlite(file: string): Engine {
       return work();
     } catch (error) {
       if (!db.inTransaction) throw error; // SQLite itself has undone all of them
+      if (codeOf(error) === "SQLITE_READONLY") readOnly = error;
       return reject(error);
     }
   }
@@ -1019,7 +1027,7 @@ function openSqlite(file: string): Engine {
     read: (statement) => reading(() => rows(statement)),
     change: (table, id, decide) =>
       writing(() => {
-        run([`delete from ${table} where false`]); // an error where the file takes no writes
+        if (readOnly) throw readOnly; // before a decision, which would be 404 or 412
         const { answer, write } = decide(rows([`select document from ${table} where id = $1`, id]));
         if (write && run(write) !== 1) throw Error(NO_ROW);
         return answer;
@@ -1147,21 +1155,21 @@ function causeOf(error: unknown) {
   return words.replace(/\s+/g, " ").replace(/\.$/, "");
 }
 
-/** Says on stderr when the store gets out of reach, with the cause, and when it is back. */
-async function watch<Result>(access: Access, asked: Promise<Result>, isProof = () => true) {
-  try {
-    const answer = await asked;
-    if (outages.has(access) && isProof() && outages.delete(access))
-      errors.print(`${access} are served again.`);
-    return answer;
-  } catch (error) {
-    const isNew = isPassing(error) && !outages.has(access) && !closing.signal.aborted;
-    if (isNew) errors.print(`${access} get 503: ${causeOf(error)}.`);
-    if (isNew) outages.add(access);
-    throw error;
-  }
+/** Says on stderr when the store gets out of reach, with the cause, and when it serves again. */
+function reportOutage(request: Request, error: unknown) {
+  const access = accessOf(request);
+  if (outages.has(access) || closing.signal.aborted) return;
+  outages.add(access);
+  errors.print(`${access} get 503: ${causeOf(error)}.`);
+}
+
+function reportRecovery(request: Request, { status }: Response) {
+  const isServed = status < 300 && request.method !== "OPTIONS";
+  if (!isServed || OPEN.has(new URL(request.url).pathname)) return;
+  if (outages.delete(accessOf(request))) errors.print(`${accessOf(request)} are served again.`);
 }
 type Access = "Reads" | "Writes";
+const accessOf = (request: Request): Access => (isWrite(request) ? "Writes" : "Reads");
 const outages = new Set<Access>();
 
 // ── Docs ── at /swagger, whole from this server: a classroom may have no network ─────────────────
