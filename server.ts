@@ -814,8 +814,8 @@ async function openCollection<Schema extends TObject>(
     if (name in {} || !isUsable(member)) quit(`${table} cannot have ${name} as it is: see README.`);
   for (const name of ["id", filter].filter((name) => schema.properties[name]?.type !== "string"))
     quit(`${name} of ${table} must be a t.String.`);
-  const isWhole = validatorOf(schema);
-  const [isId, isFilter] = [textTest(schema, "id"), textTest(schema, filter)];
+  const validator = validatorOf(schema);
+  const [isId, isFilter] = [testFor(schema, "id"), testFor(schema, filter)];
 
   const [member, short] = [`(${store.member(filter)})`, store.short];
   const sql = {
@@ -841,11 +841,11 @@ async function openCollection<Schema extends TObject>(
   /** The document of one, and the rule that it breaks, if it does. */
   function serialize(one: One) {
     const document = JSON.stringify(one);
-    const fault = isWhole.Check(one) ? undefined : isWhole.Errors(one).First();
+    const fault = validator.Check(one) ? undefined : validator.Errors(one).First();
     const rule = fault ? ruleOf(fault.schema) : NUL.test(document) ? "No text may hold U+0000" : "";
     return { document, rule };
   }
-  const parse = ({ document }: Row): One => merged(schema, {}, JSON.parse(document));
+  const parse = ({ document }: Row): One => mergePatch(schema, {}, JSON.parse(document));
   const read = async (...statement: Statement) => (await store.read(statement)).map(parse);
 
   async function find(id: string) {
@@ -870,7 +870,7 @@ async function openCollection<Schema extends TObject>(
       const found = rows.map(parse)[0];
       let write: Statement | undefined;
       function put(whole: One) {
-        const one = merged(schema, {}, whole);
+        const one = mergePatch(schema, {}, whole);
         const { document, rule } = serialize(one);
         if (rule) throw refuseWith(422, { error: rule });
         write = [sql.put, id, document];
@@ -879,7 +879,7 @@ async function openCollection<Schema extends TObject>(
       function remove() {
         write = [sql.remove, id];
       }
-      const merge = (patch: Partial<One>) => put(merged(schema, { ...found }, patch));
+      const merge = (patch: Partial<One>) => put(mergePatch(schema, { ...found }, patch));
       const tag = found && entityTag(show(found));
       const answer = decide({ found, tag, put, merge, remove });
       return { answer, write };
@@ -895,19 +895,19 @@ const NUL = /(?<!\\)(\\\\)*\\u0000/; // in JSON, \u0000 and not \\u0000
 const validatorOf = (schema: TSchema) =>
   getSchemaValidator(schema) as NonNullable<ReturnType<typeof getSchemaValidator>>;
 
-/** Whether a text could be this member of something. */
-function textTest({ properties }: TObject, name: string) {
+/** A test whether a text could be this member of something. */
+function testFor({ properties }: TObject, name: string) {
   const validator = validatorOf(properties[name] as TSchema);
   return (text: string) => validator.Check(text) && !text.includes("\0");
 }
 
 /** What a merge patch (RFC 7396) makes of an object: null removes, unless it is a value. */
-function merged({ properties }: TObject, target: Document, patch: Document) {
+function mergePatch({ properties }: TObject, target: Document, patch: Document) {
   for (const [name, member] of Object.entries<TSchema>(properties)) {
     const [value, inner] = [patch[name], besideNull(member)];
     if (value === null && !member.nullable) delete target[name];
     else if (isObject(inner) && value instanceof Object)
-      target[name] = merged(inner, { ...(target[name] as Document) }, value as Document);
+      target[name] = mergePatch(inner, { ...(target[name] as Document) }, value as Document);
     else if (value !== undefined) target[name] = value;
   }
   return target;
@@ -937,7 +937,6 @@ async function openTable(
   try {
     const trial: Statement = [sql.put, `🍎 ${crypto.randomUUID()}`, "{}"];
     await store.run(["savepoint trial"], trial, ["rollback to trial"]);
-    await store.run([sql.index]).catch(() => {}); // its owner makes it; without, a filter is slow
   } catch (error) {
     const isMissing = /no such table|42P01/.test(`${codeOf(error)} ${error}`);
     if (!isReadOnly(error)) refuse("DATABASE_URL", "", causeOf(isMissing ? made : error));
@@ -1247,13 +1246,7 @@ const STYLE = `.swagger-ui {
   .renderedMarkdown, .header-col, pre { overflow-wrap: anywhere }
   pre code { white-space: pre-wrap !important; word-break: normal !important } }`;
 
-type Shape = {
-  anyOf?: Shape[];
-  items?: Shape;
-  nullable?: boolean;
-  properties?: Record<string, Shape>;
-};
-type Content = Record<string, { schema: Shape }>;
+type Content = Record<string, { schema: TSchema }>;
 type Operation = {
   parameters?: { in: string; name: string; description: string; schema: object }[];
   requestBody?: { content: Content };
@@ -1261,14 +1254,14 @@ type Operation = {
   security?: object[];
   tags: string[];
 };
-type Described = { paths: Record<string, Record<string, Operation>> };
+type Paths = Record<string, Record<string, Operation>>;
 
 /** The document, with what the plugin cannot say, and the address at which it was asked for. */
 function completeDocument(context: Context & { responseValue: unknown }) {
   const { path, request, responseValue, set } = context;
   if (path !== "/swagger/json") return undefined;
 
-  const document = structuredClone(responseValue) as Described;
+  const document = structuredClone(responseValue) as { paths: Paths };
   const operations = Object.values(document.paths).flatMap((methods) => Object.entries(methods));
   for (const [method, operation] of operations) completeOperation(method, operation);
   const groups = [...new Set(operations.flatMap(([, { tags }]) => tags))];
@@ -1289,8 +1282,9 @@ function completeOperation(method: string, operation: Operation) {
     [412 in responses, "If-None-Match", "what ETag said, or * for whatever is there"],
     [REHEARSE, "Prefer", "the answer to rehearse, like code=503"],
   ] as const;
-  for (const { name, schema } of parameters)
-    if (name === "limit") Object.assign(schema, { type: "integer", pattern: undefined });
+  for (const { schema } of parameters)
+    // in a query, a number is a text that has a minimum
+    if ("minimum" in schema) Object.assign(schema, { type: "integer", pattern: undefined });
   for (const [isUsed, name, description] of fields)
     if (isUsed) parameters.push({ in: "header", name, description, schema: { type: "string" } });
   operation.parameters = parameters;
@@ -1317,13 +1311,11 @@ function keepJson(part: { content?: Content }, others: string[] = []) {
 }
 
 /** In OpenAPI 3.0, null is no type: what may also be null is nullable. */
-function sayNullable(shape: Shape) {
-  if (shape.nullable && shape.anyOf) {
-    Object.assign(shape, shape.anyOf[0]);
-    delete shape.anyOf;
-  }
-  for (const inner of [...Object.values(shape.properties ?? {}), shape.items])
-    if (inner) sayNullable(inner);
+function sayNullable(schema: TSchema) {
+  Object.assign(schema, besideNull(schema));
+  delete schema.anyOf;
+  for (const part of [schema.items ?? [], Object.values(schema.properties ?? {})].flat())
+    sayNullable(part as TSchema);
 }
 
 // ── Log ── one line a request, with the status that went out; each code seen first is collected ──
@@ -1417,7 +1409,7 @@ function isOrigin(text: string) {
 function isStore(text: string) {
   if (!/^postgres(ql)?:/.test(text)) return SQLITE.test(text);
   try {
-    return new SQL(text) !== undefined; // it connects when it is first used
+    return Boolean(new SQL(text)); // it connects when it is first used
   } catch {
     return false;
   }
