@@ -1089,14 +1089,16 @@ function openPostgres(url: string): Engine {
     access: Access,
     work: (ask: Ask, markDecided: () => void) => Promise<Result>,
     deadline = within(REQUEST_TIME),
+    met?: unknown, // the error of the try before
   ): Promise<Result> {
     let isDecided = false;
     try {
       return await lend(deadline, (ask) => work(ask, () => (isDecided = true)));
     } catch (error) {
-      if (isDecided || deadline.aborted || outages.has(access) || !isBrief(error)) throw error;
+      if (deadline.aborted) throw met ?? error;
+      if (isDecided || outages.has(access) || !isBrief(error)) throw error;
       await sleep(20);
-      return persist(access, work, deadline);
+      return persist(access, work, deadline, error);
     }
   }
 
