@@ -1237,13 +1237,16 @@ const SCRIPT = `\n  const isDark = matchMedia("(prefers-color-scheme: dark)").ma
   const named = (name) => (Base, { React }) => (props) =>
     React.createElement(Base, { ...props, "aria-label": name });
   const wrapComponents = { Button: named(), TextArea: named("Request body") };
+  const components = { ServersContainer: () => null }; // there is one
   const servers = [{ url: new URL(".", location).href.slice(0, -1) }];
   fetch("swagger/json").then((answer) => answer.json()).then((document) => SwaggerUIBundle(
-    { spec: { ...document, servers }, dom_id: "#ui", plugins: [{ wrapComponents }] }));`;
+    { spec: { ...document, servers }, dom_id: "#ui", plugins: [{ components, wrapComponents }] }));`;
 const STYLE = `.swagger-ui {
   .response .response-col_status { font-size: min(40px, 7vw); min-width: 0; padding-right: 12px }
   h4, .authorize, .cancel, .parameter__in, .headers *, .property { color: CanvasText !important }
   .info a { color: LinkText !important }
+  .title small, .download-contents { background: #333 !important }
+  .model-box-control[aria-expanded=true], .close-modal { display: none } /* they have no name */
   .opblock-summary .opblock-summary-method, .btn.execute { color: #000; text-shadow: none }
   .renderedMarkdown, .header-col, pre { overflow-wrap: anywhere }
   pre code { white-space: pre-wrap !important; word-break: normal !important } }`;
