@@ -369,10 +369,7 @@ const challenge = (error = "") => ({ "www-authenticate": `Bearer realm="api"${er
 
 function checkGuards({ path = "", request, set }: Exchange & { path?: string }) {
   const asked = lookAt(request, path);
-  if (isLetIn(request)) Object.assign(set.headers, CORS);
-  if (isLetIn(request) && !EVERY_PAGE)
-    set.headers["access-control-allow-origin"] = request.headers.get("origin") ?? "";
-
+  if (isLetIn(request)) allowOrigin({ request, set });
   const first = guards.find(([, , applies]) => applies(asked));
   const status = first?.[0] ?? codeRehearsed(request);
   if (status === undefined) return;
@@ -441,19 +438,22 @@ function isToken(token: string, given = "") {
 }
 
 /** Pages of this machine, and of CORS_ORIGIN, may read the answer, a refusal too. */
+function allowOrigin({ request, set }: Exchange) {
+  const origin = request.headers.get("origin") ?? "*";
+  set.headers["access-control-allow-origin"] = EVERY_PAGE ? "*" : origin;
+  set.headers["access-control-expose-headers"] = "*";
+  if (!isPreflight(request)) return;
+  set.headers["access-control-allow-headers"] = "*, Authorization";
+  set.headers["access-control-allow-methods"] = "*";
+  set.headers["access-control-max-age"] = "7200"; // seconds; no browser keeps it longer
+}
+
 function isLetIn({ headers }: Head) {
   const origin = headers.get("origin") ?? "";
   return EVERY_PAGE || CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
 }
 // http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
 const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
-const CORS = {
-  "access-control-allow-headers": "*, Authorization",
-  "access-control-allow-methods": "*",
-  "access-control-allow-origin": "*",
-  "access-control-expose-headers": "*",
-  "access-control-max-age": "7200", // seconds; no browser keeps a preflight longer
-};
 const isPreflight = (request: Head) =>
   request.method === "OPTIONS" &&
   request.headers.has("access-control-request-method") &&
