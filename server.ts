@@ -926,21 +926,25 @@ function isUsable(member: TSchema): boolean {
   return ["boolean", "number", "string"].includes(type);
 }
 
-/** Makes the table where there is none, with what is first in it; tries a write, and undoes it. */
+/** Tries a write, and undoes it; where there is no table, makes it, with what is first in it. */
 async function openTable(
   table: string,
   sql: Record<"find" | "index" | "put", string>,
   first: Statement[],
 ) {
   const create = `create table ${table} (id ${store.idType} primary key, document text not null)`;
-  const made = await store.run([create], [sql.index], ...first).catch((error: Error) => error);
+  const trial: Statement = [sql.put, `🍎 ${crypto.randomUUID()}`, "{}"];
+  const tryWrite = () => store.run(["savepoint trial"], trial, ["rollback to trial"]);
   try {
-    const trial: Statement = [sql.put, `🍎 ${crypto.randomUUID()}`, "{}"];
-    await store.run(["savepoint trial"], trial, ["rollback to trial"]);
+    await tryWrite().catch(async (error) => {
+      if (!/no such table|42P01/.test(`${codeOf(error)} ${error}`)) throw error;
+      // It fails where another process is faster; then the second trial succeeds.
+      const made = await store.run([create], [sql.index], ...first).catch((cause) => cause);
+      await tryWrite().catch(() => Promise.reject(made));
+    });
   } catch (error) {
-    const isMissing = /no such table|42P01/.test(`${codeOf(error)} ${error}`);
-    if (!isReadOnly(error)) refuse("DATABASE_URL", "", causeOf(isMissing ? made : error));
-    await store.read([sql.find, ""]);
+    if (!isReadOnly(error)) refuse("DATABASE_URL", "", causeOf(error));
+    await store.read([sql.find, ""]).catch(() => refuse("DATABASE_URL", "", causeOf(error)));
     out.print(`Warning: writes get 503 now: ${causeOf(error)}.`);
   }
 }
