@@ -1,0 +1,197 @@
+/**
+ * Can the tests fail? Changes server.ts in one place at a time, by a rule over its text, and runs
+ * `bun test` on each: how many of the changes does it see, and which ones survive?
+ *
+ *     bun .ci/mutants.ts                      a hundred changes; half an hour on two cores
+ *     bun .ci/mutants.ts --from 20 --to 40    the 21st to the 40th of them
+ *     bun .ci/mutants.ts --of 300             as many as that, spread over the file in the same way
+ *     bun .ci/mutants.ts --hardening          what `bun test` does not see, the tests in .ci try too
+ *     bun .ci/mutants.ts --list               only shows the changes
+ *
+ * The rule: every place where a line of code could be turned is found, in the order of the file, and
+ * of those, one in so many is taken. A change that the compiler refuses, or that leaves the same
+ * program, gives its turn to the next place. A run that does not end in five minutes has seen it.
+ */
+import { mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
+import { cp } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+
+type Change = { at: number; from: string; to: string };
+type Verdict = { change: Change; seenBy: "bun test" | "hardening" | undefined };
+
+const AT_ONCE = 2;
+const MINUTES = 5; // for one run of a suite
+const ROOT = join(import.meta.dir, "..");
+const SOURCE = readFileSync(join(ROOT, "server.ts"), "utf8");
+
+/** What is turned into what. Of a line, each match is a place of its own. */
+const TURNS: [pattern: RegExp, to: (found: string) => string][] = [
+  [/ ===(?= )/g, () => " !=="],
+  [/ !==(?= )/g, () => " ==="],
+  [/ &&(?= |$)/g, () => " ||"],
+  [/ \|\|(?= |$)/g, () => " &&"],
+  [/ <(?= )/g, () => " <="],
+  [/ <=(?= )/g, () => " <"],
+  [/ >(?= )/g, () => " >="],
+  [/ >=(?= )/g, () => " >"],
+  [/ \+(?= [\w(`])/g, () => " -"],
+  [/(?<=\bif \().*(?=\)( \S.*;| \{)?$)/g, (condition) => `!(${condition})`],
+  [/(?<=[([ ])!(?=[\w(/])/g, () => ""],
+  [
+    /(?<![\w."'$#\\-])\d[\d_]*(?![\w."'$:-])/g,
+    (number) => `${Number(number.replace("_", "")) + 1}`,
+  ],
+  [/\btrue\b/g, () => "false"],
+  [/\bfalse\b/g, () => "true"],
+  [/(?<=[ ([])"[^"\\]+"/g, (text) => `${text.slice(0, -1)}~"`],
+  [/(?<=\/)[gimsu]+(?=[.,;)\]])/g, () => ""],
+  [/^ +(?!return\b|const\b|let\b|type\b|import\b|export\b)[\w.[\]!, ]+( [+]?= |\().*;$/g, () => ""],
+];
+
+const { values: options } = parseArgs({
+  options: {
+    from: { type: "string", default: "0" },
+    to: { type: "string" },
+    of: { type: "string", default: "100" },
+    hardening: { type: "boolean", default: false },
+    list: { type: "boolean", default: false },
+  },
+});
+const chosen = await choose(Number(options.of));
+const part = chosen.slice(Number(options.from), Number(options.to ?? options.of));
+if (options.list) for (const change of part) show(change);
+else await judgeAll();
+
+/** Every place that the rule finds, in the order of the text. */
+function findAll(): Change[] {
+  const found: Change[] = [];
+  let [at, isComment] = [0, false];
+  for (const line of SOURCE.split("\n")) {
+    if (/^\s*\/\*/.test(line)) isComment = true;
+    const code = line.replace(/(?<=^|\s)\/\/ .*$/, "");
+    if (!isComment && !/^(import|type)\b/.test(line))
+      for (const [pattern, to] of TURNS)
+        for (const { 0: from, index } of code.matchAll(pattern))
+          found.push({ at: at + index, from, to: to(from) });
+    if (line.includes("*/")) isComment = false;
+    at += line.length + 1;
+  }
+  return found.sort((a, b) => a.at - b.at);
+}
+
+/** So many of them, as far apart as they can be. */
+async function choose(count: number) {
+  const all = findAll();
+  const original = compile(SOURCE);
+  const taken: Change[] = [];
+  for (let turn = 0; turn < count; turn++) {
+    const next = Math.floor(((turn + 1) * all.length) / count);
+    for (let place = Math.floor((turn * all.length) / count); place < next; place++) {
+      const change = all[place] as Change;
+      const text = apply(change);
+      const compiled = compile(text);
+      if (compiled === undefined || compiled === original || !(await hasTypes(text))) continue;
+      taken.push(change);
+      break;
+    }
+  }
+  return taken;
+}
+
+function apply({ at, from, to }: Change) {
+  return SOURCE.slice(0, at) + to + SOURCE.slice(at + from.length);
+}
+
+/** The program without its types, or nothing where it is none. */
+function compile(text: string) {
+  try {
+    return new Bun.Transpiler({ loader: "ts", minifyWhitespace: true }).transformSync(text);
+  } catch {
+    return undefined;
+  }
+}
+
+async function hasTypes(text: string) {
+  return inCopy(text, async (folder) => {
+    const command = [process.execPath, "check", "--no-script", "server.ts"];
+    return (
+      (await Bun.spawn(command, { cwd: folder, stdout: "ignore", stderr: "ignore" }).exited) === 0
+    );
+  });
+}
+
+async function judgeAll() {
+  if (await judge(SOURCE)) throw new Error("The tests fail without a change.");
+  const verdicts: Verdict[] = [];
+  const waiting = [...part];
+  const work = async () => {
+    for (let change = waiting.shift(); change; change = waiting.shift()) {
+      const seenBy = await judge(apply(change));
+      verdicts.push({ change, seenBy });
+      show(change, seenBy ?? "SURVIVES");
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
+
+  const by = (suite: Verdict["seenBy"]) => verdicts.filter(({ seenBy }) => seenBy === suite);
+  console.log(`\nOf ${verdicts.length}, bun test sees ${by("bun test").length}.`);
+  if (options.hardening)
+    console.log(`Of the others, the hardening suite sees ${by("hardening").length}.`);
+  console.log(`${by(undefined).length} survive:`);
+  for (const { change } of by(undefined)) show(change);
+}
+
+/** The suite that fails with such a server.ts. */
+function judge(text: string) {
+  return inCopy(text, async (folder): Promise<Verdict["seenBy"]> => {
+    if (!(await passes(folder, ["test"]))) return "bun test";
+    const hardening = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))];
+    const files = hardening.map((name) => `./.ci/${name}`);
+    if (options.hardening && !(await passes(folder, ["test", "--isolate", ...files])))
+      return "hardening";
+    return undefined;
+  });
+}
+
+/** Runs Bun in a folder, in a group of processes of its own, of which none is left. */
+async function passes(cwd: string, args: string[]) {
+  const child = Bun.spawn([process.execPath, ...args], {
+    cwd,
+    detached: true,
+    stdout: "ignore",
+    stderr: "ignore",
+  });
+  const end = setTimeout(killAll, MINUTES * 60_000);
+  function killAll() {
+    try {
+      process.kill(-child.pid, "SIGKILL");
+    } catch {
+      // None is left.
+    }
+  }
+  const code = await child.exited;
+  clearTimeout(end);
+  killAll();
+  return code === 0;
+}
+
+/** A folder with everything, and this server.ts, for as long as the work lasts. */
+async function inCopy<Done>(text: string, work: (folder: string) => Promise<Done>) {
+  const folder = mkdtempSync(join(tmpdir(), "items-mutant-"));
+  const isCopied = (path: string) => !/\/(node_modules|\.git)$|\.sqlite/.test(path);
+  await cp(ROOT, folder, { recursive: true, filter: isCopied });
+  symlinkSync(join(ROOT, "node_modules"), join(folder, "node_modules"));
+  await Bun.write(join(folder, "server.ts"), text);
+  return work(folder).finally(() => rmSync(folder, { recursive: true, force: true }));
+}
+
+function show(change: Change, verdict = "") {
+  const before = SOURCE.slice(0, change.at).split("\n");
+  const line = SOURCE.split("\n")[before.length - 1] ?? "";
+  const [from, to] = [change.from, change.to || "(nothing)"].map((text) => text.trim());
+  const number = `${chosen.indexOf(change)}`.padStart(3);
+  console.log(`${number}  ${verdict.padEnd(9)}  server.ts:${before.length}  ${from} → ${to}`);
+  console.log(`${" ".repeat(16)}${line.trim()}`);
+}
