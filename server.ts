@@ -939,8 +939,8 @@ async function openTable(
     await tryWrite().catch(async (error) => {
       if (!/no such table|42P01/.test(`${codeOf(error)} ${error}`)) throw error;
       // It fails where another process is faster; then the second trial succeeds.
-      const made = await store.run([create], [sql.index], ...first).catch((cause) => cause);
-      await tryWrite().catch(() => Promise.reject(made));
+      const made = await store.run([create], [sql.index], ...first).catch((cause: Error) => cause);
+      await tryWrite().catch((cause) => Promise.reject(made instanceof Error ? made : cause));
     });
   } catch (error) {
     if (!isReadOnly(error)) refuse("DATABASE_URL", "", causeOf(error));
@@ -1381,7 +1381,7 @@ function openPrinter(file: BunFile) {
   async function write() {
     if (lost > 0) lines.push(`… and ${lost} lines more\n`);
     lost = 0;
-    writer.write(lines.splice(0).join(""));
+    await writer.write(lines.splice(0).join(""));
     await writer.flush();
   }
   function flush() {
