@@ -1088,28 +1088,32 @@ function openPostgres(url: string): Engine {
     }
   }
 
+  let isAway = false; // since a request has tried in vain, to its end
+
   /** Tries again, within the time of the request, what met a brief cause before it has decided. */
   async function persist<Result>(
-    access: Access,
     work: (ask: Ask, markDecided: () => void) => Promise<Result>,
     deadline = within(REQUEST_TIME),
     met?: unknown, // the error of the try before
   ): Promise<Result> {
     let isDecided = false;
     try {
-      return await lend(deadline, (ask) => work(ask, () => (isDecided = true)));
+      const answer = await lend(deadline, (ask) => work(ask, () => (isDecided = true)));
+      isAway = false;
+      return answer;
     } catch (error) {
+      if (deadline.aborted) isAway = met !== undefined;
       if (deadline.aborted) throw met ?? error;
-      if (isDecided || outages.has(access) || !isBrief(error)) throw error;
+      if (isDecided || isAway || !isBrief(error)) throw error;
       await sleep(20);
-      return persist(access, work, deadline, error);
+      return persist(work, deadline, error);
     }
   }
 
   return {
-    read: (statement) => persist("Reads", (ask) => ask(statement)),
+    read: (statement) => persist((ask) => ask(statement)),
     change: (table, id, decide) =>
-      persist("Writes", async (ask, markDecided) => {
+      persist(async (ask, markDecided) => {
         // One round trip, so the id stands in the text, as digits. A row that is not there cannot
         // be locked; the lock of a number that is made of table and id holds for it, too.
         const lock = BigInt.asIntN(64, BigInt(Bun.hash(`${table} ${id}`)));
@@ -1124,7 +1128,7 @@ function openPostgres(url: string): Engine {
         return answer;
       }),
     run: (...statements) =>
-      persist("Writes", async (ask) => {
+      persist(async (ask) => {
         for (const statement of [["begin"], ...statements, ["commit"]] as Statement[])
           await ask(statement);
       }),
