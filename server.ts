@@ -66,7 +66,7 @@ async function routesOfItems() {
   const ItemPath = t.Object({ id: t.String({ description: "the id of the item", example: "1" }) });
 
   return new Elysia({ prefix: "/items", normalize: false })
-    .guard({ response: shared(421, 429, 500, 503) })
+    .guard({ detail: { tags: ["items"] }, response: shared(421, 429, 500, 503) })
 
     .get(
       "",
@@ -84,7 +84,7 @@ async function routesOfItems() {
       },
       {
         ...takesQuery(ItemsQuery),
-        ...about("items", "listItems", "List items", "Page through the items by id."),
+        ...about("listItems", "List items", "Page through the items by id."),
         response: {
           200: t.Object({ items: t.Array(Item) }, when("The items of this page", "ETag", "Link")),
           400: badRequest(LIMIT_RULE, ruleOf(ItemsQuery)),
@@ -110,7 +110,7 @@ async function routesOfItems() {
         }),
       {
         ...takesJson(NewItem),
-        ...about("items", "createItem", "Create an item", "Create one under an id that is free."),
+        ...about("createItem", "Create an item", "Create one under an id that is free."),
         response: {
           201: t.Object(says("Item created"), when("The id was free", "ETag", "Location")),
           400: badRequest(NOT_JSON, ruleOf(NewItem), "Item already exists"),
@@ -140,7 +140,7 @@ async function routesOfItems() {
       },
       {
         beforeHandle: checkAccept,
-        ...about("items", "getItem", "Get an item", "Read one, or ask whether it has changed."),
+        ...about("getItem", "Get an item", "Read one, or ask whether it has changed."),
         response: {
           200: t.Object(ShownItem, when("The item exists", "ETag")),
           404: NoSuchItem,
@@ -175,12 +175,7 @@ async function routesOfItems() {
       },
       {
         ...takesJson(WholeItem),
-        ...about(
-          "items",
-          "putItem",
-          "Replace an item",
-          "Put one in its place, or create it there.",
-        ),
+        ...about("putItem", "Replace an item", "Put one in its place, or create it there."),
         response: {
           200: t.Object(says("Item updated"), when("The item existed", "ETag")),
           201: t.Object(says("Item created"), when("The item did not exist", "ETag", "Location")),
@@ -209,7 +204,7 @@ async function routesOfItems() {
         }),
       {
         ...takesJson(ItemPatch),
-        ...about("items", "patchItem", "Change an item", "Change what the patch (RFC 7396) names."),
+        ...about("patchItem", "Change an item", "Change what the patch (RFC 7396) names."),
         response: {
           200: t.Object(says("Item updated"), when("The item existed", "ETag")),
           400: badRequest(NOT_JSON, ruleOf(ItemPatch)),
@@ -236,7 +231,7 @@ async function routesOfItems() {
           set.status = 204;
         }),
       {
-        ...about("items", "deleteItem", "Delete an item", "Delete one for good."),
+        ...about("deleteItem", "Delete an item", "Delete one for good."),
         response: {
           204: t.Void(when("The item existed")),
           404: NoSuchItem,
@@ -781,8 +776,8 @@ function shared<Status extends keyof typeof legend>(...statuses: Status[]) {
 }
 const isPossible = (status: number) =>
   Boolean({ 401: TOKEN, 403: READ_TOKEN, 429: RATE }[status] ?? true);
-const about = (group: string, operationId: string, summary: string, description: string) => ({
-  detail: { operationId, summary, description, tags: [group] },
+const about = (operationId: string, summary: string, description: string) => ({
+  detail: { operationId, summary, description },
 });
 
 // ── Collections ── find one, list a page, change one; a row is an id and the document as JSON ────
