@@ -61,7 +61,13 @@ const ShownItem = { item: Item.properties.name };
 async function routesOfItems() {
   const items = await openCollection("items", Item, firstItems, showItem, "name");
   const [NewItem, WholeItem, ItemPatch] = [bodyOf(Item), bodyOf(Item, "id"), patchOf(Item)];
-  const ItemsQuery = listQuery("name");
+  const members = {
+    limit: t.Optional(LIMIT),
+    after: t.Optional(t.String({ description: "only what comes after this id" })),
+    name: t.Optional(t.String({ description: "only what has exactly this name" })),
+  };
+  const description = "The query may have limit, after and name, each once";
+  const ItemsQuery = t.Object(members, { additionalProperties: false, description });
   const NoSuchItem = refusal("Item not found");
   const ItemPath = t.Object({ id: t.String({ description: "the id of the item", example: "1" }) });
 
@@ -87,7 +93,7 @@ async function routesOfItems() {
         ...about("listItems", "List items", "Page through the items by id."),
         response: {
           200: t.Object({ items: t.Array(Item) }, when("The items of this page", "ETag", "Link")),
-          400: badRequest(LIMIT_RULE, ruleOf(ItemsQuery)),
+          400: badRequest(ruleOf(LIMIT), ruleOf(ItemsQuery)),
           ...shared(304, 401, 406, 412),
         },
       },
@@ -705,20 +711,14 @@ const besideNull = (schema: TSchema): TSchema => (schema.nullable ? schema.anyOf
 const mapMembers = <To>(members: Members, to: (member: TSchema, name: string) => To) =>
   Object.fromEntries(Object.entries(members).map(([name, member]) => [name, to(member, name)]));
 
-/** The query of a list. In it all is text; the document says that a limit is a number. */
-function listQuery<Member extends string>(filter: Member) {
-  const limit = { description: LIMIT_RULE, pattern: "^([1-9][0-9]?|100)$", example: 20 };
-  const members = {
-    limit: t.Optional(t.String({ ...limit, minimum: 1, maximum: 100 })),
-    after: t.Optional(t.String({ description: "only what comes after this id" })),
-    [filter]: t.Optional(t.String({ description: `only what has exactly this ${filter}` })),
-  };
-  const description = `The query may have limit, after and ${filter}, each once`;
-  const query = t.Object<Members>(members, { additionalProperties: false, description });
-  type Query = { limit?: number; after?: string } & { [Name in Member]?: string };
-  return query as unknown as SchemaOf<Query>;
-}
-const LIMIT_RULE = "limit must be a whole number from 1 to 100";
+// In a query all is text; the document and the types say that a limit is a number.
+const LIMIT = t.String({
+  description: "limit must be a whole number from 1 to 100",
+  pattern: "^([1-9][0-9]?|100)$",
+  minimum: 1,
+  maximum: 100,
+  example: 20,
+}) as unknown as SchemaOf<number>;
 
 /**
  * Gives each part of a schema the sentence that refuses it: its description, or that of what is
