@@ -330,7 +330,6 @@ function linkAfter(id: string, { url }: Request) {
 
 type Guard = [status: number, sentence: string, applies: (asked: Asked) => boolean];
 type Asked = ReturnType<typeof lookAt>;
-type Head = Pick<Request, "headers" | "method">;
 
 const guards: Guard[] = [
   [503, "The server is shutting down", () => closing.signal.aborted],
@@ -427,10 +426,10 @@ const addressOf = (request: Request) => app.server?.requestIP(request)?.address 
 // The docs are open. What is not one of them needs a token, whatever its path.
 const isStranger = ({ path, request }: Asked) =>
   (isWrite(request) || (READ_TOKEN !== "" && !OPEN.has(path))) && !mayRead(request);
-const isWrite = ({ method }: Head) => method !== "GET" && method !== "HEAD";
-const mayWrite = (request: Head) => TOKEN === "" || isToken(TOKEN, bearerOf(request));
-const mayRead = (request: Head) => mayWrite(request) || isToken(READ_TOKEN, bearerOf(request));
-const bearerOf = ({ headers }: Head) =>
+const isWrite = ({ method }: Request) => method !== "GET" && method !== "HEAD";
+const mayWrite = (request: Request) => TOKEN === "" || isToken(TOKEN, bearerOf(request));
+const mayRead = (request: Request) => mayWrite(request) || isToken(READ_TOKEN, bearerOf(request));
+const bearerOf = ({ headers }: Request) =>
   /^bearer +(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1]; // Bearer s3cret
 
 /** Digests have one length, so they can be compared in constant time. */
@@ -449,19 +448,19 @@ function allowOrigin({ request, set }: Exchange) {
   set.headers["access-control-max-age"] = "7200"; // seconds; no browser keeps it longer
 }
 
-function isLetIn({ headers }: Head) {
+function isLetIn({ headers }: Request) {
   const origin = headers.get("origin") ?? "";
   return EVERY_PAGE || CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
 }
 // http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
 const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
-const isPreflight = (request: Head) =>
+const isPreflight = (request: Request) =>
   request.method === "OPTIONS" &&
   request.headers.has("access-control-request-method") &&
   isLetIn(request);
 
 /** The 4xx or 5xx in `Prefer: code=503` (RFC 7240): a front end may rehearse how this fails. */
-function codeRehearsed({ headers }: Head) {
+function codeRehearsed({ headers }: Request) {
   const code = /(?:^|[,;])\s*code="?([45]\d\d)\b/i.exec(headers.get("prefer") ?? "")?.[1];
   return REHEARSE && code !== undefined ? Number(code) : undefined;
 }
@@ -523,7 +522,7 @@ async function readCounted({ body }: Request) {
   return bytes.end() as Uint8Array<ArrayBuffer>;
 }
 
-function isJson({ headers, method }: Head) {
+function isJson({ headers, method }: Request) {
   const field = headers.get("content-type")?.toLowerCase() ?? "";
   const [type = "", ...parameters] = field.split(";").map((part) => part.trim());
   const isUtf8 = parameters.every((part) => /^(?!charset\s*=)|^charset="?utf-8"?$/.test(part));
