@@ -1469,12 +1469,9 @@ function quit(sentence: string): never {
 
 /** Bun passes over a .env that is no UTF-8, such as PowerShell's > writes, without a word. */
 async function checkEnvFile() {
-  const isThere = await Bun.file(".env").exists();
-  const bytes = isThere
-    ? await Bun.file(".env")
-        .bytes()
-        .catch(() => [0])
-    : [];
+  const file = Bun.file(".env");
+  if (!(await file.exists())) return;
+  const bytes = await file.bytes().catch(() => [0]); // nobody may read it
   const text = Buffer.from(bytes);
   if (!isUtf8(text) || text.includes(0)) quit(".env may only be a file of UTF-8 text.");
 }
@@ -1518,11 +1515,8 @@ export const app = new Elysia({
 /** The type of the app, for Elysia's client: `treaty<App>("127.0.0.1:3000")`. */
 export type App = typeof app;
 
-const METHODS: string[] = [
-  "HEAD",
-  "OPTIONS",
-  ...new Set(app.routes.map(({ method }) => method)),
-].sort();
+const routed = app.routes.map(({ method }) => method);
+const METHODS = [...new Set(["HEAD", "OPTIONS", ...routed])].sort();
 const OPEN = new Set(pages.routes.map(({ path }) => path));
 const documented = app.routes.flatMap(({ hooks }) => Object.keys(hooks.response ?? {}).map(Number));
 const codes = new Set([...guards.map(([status]) => status), ...documented].filter(isPossible));
