@@ -1413,14 +1413,8 @@ function isOrigin(text: string) {
   return text === "*" || (origin === text && isName(name) && port !== "0");
 }
 
-function isStore(text: string) {
-  if (!/^postgres(ql)?:/.test(text)) return SQLITE.test(text);
-  try {
-    return Boolean(new SQL(text)); // it connects when it is first used
-  } catch {
-    return false;
-  }
-}
+const isStore: Test = (text) =>
+  SQLITE.test(text) || (/^postgres(ql)?:/.test(text) && URL.canParse(text));
 const SQLITE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/; // sqlite://items.sqlite
 
 const words = "visible ASCII characters without a space";
