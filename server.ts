@@ -377,9 +377,9 @@ function checkGuards({ path = "", request, set }: Exchange & { path?: string }) 
   set.status = status;
   Object.assign(set.headers, owed[status]?.(asked));
   if (!first) set.headers["preference-applied"] = `code=${status}`;
-  return status === 204 ? new Response(null, { status }) : { error: first?.[1] ?? REHEARSED };
+  if (status === 204) return new Response(null, { status });
+  return { error: first?.[1] ?? "Rehearsed, because Prefer asks for it" };
 }
-const REHEARSED = "Rehearsed, because Prefer asks for it";
 
 /** The router itself says what a path has, so that it and the guards cannot differ. */
 function lookAt(request: Request, path: string) {
@@ -1545,10 +1545,7 @@ async function listen() {
   }
 
   const address = `http://${reachableName(host)}:${app.server?.port}`;
-  const isDefault = DATABASE_URL === "sqlite://items.sqlite";
-  const place = isDefault
-    ? "items.sqlite; to start over, stop and delete it"
-    : "as DATABASE_URL says";
+  const place = SQLITE.exec(DATABASE_URL)?.[1] ?? "PostgreSQL";
   out.print(`Items  ${address}\nDocs   ${address}/swagger\nStore  ${place}`);
   const inForce = Object.keys(mayBe).filter((name) => Bun.env[name]);
   const shown = inForce.map((name) => (isSecret(name) ? name : `${name}=${Bun.env[name]}`));
