@@ -5,13 +5,12 @@
  *     bun test           start it on a free port and ask it everything
  *     /swagger           read about it and try it out, without a network
  *
- * The way of a request is the order of its faults: the guards, the body, its schema, Accept, the
- * route, its conditions, the store. What throws ends in `answerError`; every answer leaves
- * through `send`. Item and Routes hold all about items, and nothing below them knows what one is.
+ * A request passes, in this order: the guards, the body, its schema, Accept, the route, its
+ * conditions, the store. The first that finds a fault answers. `answerError` answers what was
+ * thrown, and `send` sees every answer. Only the chapters Item and Routes know what an item is.
  *
- * In a route each outcome is a paragraph: the question, `set.status`, the answer. A status is a
- * promise to the client, so it is a number that stands where it is decided; why it is this one
- * and not its neighbour stands in the table `why`. A § is a section of RFC 9110, HTTP Semantics.
+ * In a route each outcome is a paragraph: the question, `set.status`, the answer. The table
+ * `why` says why a code is this one and not its neighbour. A § is a section of RFC 9110.
  */
 import { swagger } from "@elysiajs/swagger";
 import { FormatRegistry, type TObject, type TSchema } from "@sinclair/typebox";
@@ -276,7 +275,7 @@ const why: Record<number, string> = {
 
 type Exchange = Pick<Context, "request" | "set">;
 
-/** The answer where a condition (§13.2.2) fails; `tag` is that of what is there, if anything is. */
+/** Answers 304 or 412 (§13.2.2); `tag` is the entity tag of what is there, if anything is. */
 function checkConditions({ request, set }: Exchange, tag?: string) {
   const { headers } = request;
   const [match, noneMatch] = [headers.get("if-match"), headers.get("if-none-match")];
@@ -439,14 +438,19 @@ function isToken(token: string, given = "") {
 
 /** Pages of this machine, and of CORS_ORIGIN, may read the answer, a refusal too. */
 function allowOrigin({ request, set }: Exchange) {
-  const origin = request.headers.get("origin") ?? "*";
-  set.headers["access-control-allow-origin"] = EVERY_PAGE ? "*" : origin;
-  set.headers["access-control-expose-headers"] = "*";
+  const { headers } = request;
+  set.headers["access-control-allow-origin"] = EVERY_PAGE ? "*" : (headers.get("origin") ?? "");
+  set.headers["access-control-expose-headers"] = EXPOSED;
+  // There are no cookies, so this gives nothing away; pages that ask with credentials need it.
+  if (!EVERY_PAGE) set.headers["access-control-allow-credentials"] = "true";
   if (!isPreflight(request)) return;
-  set.headers["access-control-allow-headers"] = "*, Authorization";
-  set.headers["access-control-allow-methods"] = "*";
+  const method = headers.get("access-control-request-method") ?? "";
+  set.headers["access-control-allow-methods"] = method;
+  set.headers["access-control-allow-headers"] = headers.get("access-control-request-headers") ?? "";
   set.headers["access-control-max-age"] = "7200"; // seconds; no browser keeps it longer
 }
+const EXPOSED =
+  "Accept-Patch, Allow, ETag, Link, Location, Preference-Applied, Retry-After, WWW-Authenticate";
 
 function isLetIn({ headers }: Request) {
   const origin = headers.get("origin") ?? "";
@@ -459,7 +463,7 @@ const isPreflight = (request: Request) =>
   request.headers.has("access-control-request-method") &&
   isLetIn(request);
 
-/** The 4xx or 5xx in `Prefer: code=503` (RFC 7240): a front end may rehearse how this fails. */
+/** The 4xx or 5xx in `Prefer: code=503` (RFC 7240), by which a front end rehearses it. */
 function codeRehearsed({ headers }: Request) {
   const code = /(?:^|[,;])\s*code="?([45]\d\d)\b/i.exec(headers.get("prefer") ?? "")?.[1];
   return REHEARSE && code !== undefined ? Number(code) : undefined;
@@ -474,7 +478,7 @@ const NOT_JSON = "The body must be JSON in UTF-8";
 const NOT_TYPED = "Content-Type must be JSON in UTF-8";
 const NOT_PLAIN = "Content-Encoding must be identity";
 
-/** The hooks of a route that takes a body: only there is a type asked for, and anything read. */
+/** The hooks of a route that takes a body. No other route reads one, or asks for its type. */
 function takesJson<Schema extends TSchema>(body: Schema) {
   return { beforeHandle: checkAccept, body, parse: readJson };
 }
@@ -525,8 +529,10 @@ async function readCounted({ body }: Request) {
 function isJson({ headers, method }: Request) {
   const field = headers.get("content-type")?.toLowerCase() ?? "";
   const [type = "", ...parameters] = field.split(";").map((part) => part.trim());
-  const isUtf8 = parameters.every((part) => /^(?!charset\s*=)|^charset="?utf-8"?$/.test(part));
-  return mediaTypes(method).split(", ").includes(type) && isUtf8;
+  const isCharsetFine = parameters.every((parameter) =>
+    /^(?!charset\s*=)|^charset="?utf-8"?$/.test(parameter),
+  );
+  return mediaTypes(method).split(", ").includes(type) && isCharsetFine;
 }
 const mediaTypes = (method: string) =>
   method === "PATCH" ? "application/merge-patch+json, application/json" : "application/json";
@@ -534,7 +540,7 @@ const mediaTypes = (method: string) =>
 const patchTypes = (allowed: string[]): Record<string, string> =>
   allowed.includes("PATCH") ? { "accept-patch": mediaTypes("PATCH") } : {};
 
-/** The hooks of a route that takes a query: each member once, or nobody knows which is meant. */
+/** The hooks of a route that takes a query. A member given twice is refused: which is meant? */
 function takesQuery<Schema extends TSchema>(query: Schema) {
   function checkTwice({ request, set }: Exchange) {
     if (!request.url.includes("&")) return undefined;
@@ -547,7 +553,7 @@ function takesQuery<Schema extends TSchema>(query: Schema) {
   return { beforeHandle: [checkTwice, checkAccept], query };
 }
 
-/** The answer where the client takes no JSON (§12.5.1): the most specific of its ranges decide. */
+/** Answers 406 where Accept has no JSON (§12.5.1); its most specific ranges decide. */
 function checkAccept({ request, set }: Exchange) {
   const accept = request.headers.get("accept") || "*/*";
   if (accept === "*/*") return undefined; // as most say: the rest costs reads a twentieth
@@ -610,8 +616,8 @@ function send(next: (request: Request) => unknown) {
     const start = performance.now();
     const client = LOG ? addressOf(arrived) : "";
     // Without Host the URL has no origin, and the router would take a part of the path for it.
-    const hasHost = arrived.headers.has("host");
-    const request = hasHost ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
+    const isWhole = arrived.headers.has("host") || arrived.url.startsWith("http");
+    const request = isWhole ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
     const { headers, method } = request;
     const hasBody =
       !/^(0|)$/.test(headers.get("content-length") ?? "") || headers.has("transfer-encoding");
@@ -635,13 +641,16 @@ function send(next: (request: Request) => unknown) {
   };
 }
 
-/** Reads what is left of a body and drops it: a client that is cut off while it sends sees nothing. */
+/** Reads the rest of a body and drops it: a client that is cut off never sees the answer. */
 async function dropBody(request: Request, status: number) {
   if (request.bodyUsed && status !== 413) return;
   // Bun shows nobody the body of a GET; it drops that itself, as long as there is no answer.
   const dropping = request.body?.pipeTo(new WritableStream()).catch(() => {}) ?? sleep(100);
-  // A connection that is kept survives the answer; any other is closed with it.
-  if (!/keep-alive/i.test(request.headers.get("connection") ?? "")) await dropping;
+  // A connection that is kept survives the answer; any other is closed with it. Who waits for a
+  // 100 that Bun does not send (it knows `100-continue` alone) never sends the rest.
+  const isKept = /keep-alive/i.test(request.headers.get("connection") ?? "");
+  const isMute = /100-C/.test(request.headers.get("expect") ?? "");
+  if (!isKept && !isMute) await dropping;
 }
 
 // ── Schemas ── what comes in, what goes out, and when ────────────────────────────────────────────
@@ -662,18 +671,18 @@ function textPattern() {
   return `^${character()}+$`;
 }
 
-/** What can be a segment of a path: no / and \, which proxies rewrite; . and .. no URL can name. */
+/** A segment of a path: no / or \, which proxies rewrite; no . or .., which URLs resolve. */
 function segmentPattern() {
   const [any, noDot] = [character(String.raw`/\\`), character(String.raw`./\\`)];
   return String.raw`^(\.?${noDot}|\.\.${any})${any}*$`; // a, .a, ..a, ...
 }
 
-/** A character of a text: none that controls (Cc), not U+FFFD (read with loss), none of these. */
+/** One character: no control character (Cc), not U+FFFD (read with loss), none of `except`. */
 function character(except = "") {
   return String.raw`[^\x00-\x1f\x7f-\x9f\ufffd${except}]`;
 }
 
-/** A body with these members. `left`, what has a default and what is unknown need not be there. */
+/** A body with these members. May be absent: `left`, and what has a default. */
 function bodyOf<Schema extends TObject, Left extends keyof Schema["static"] = never>(
   { properties }: Schema,
   left?: Left,
@@ -688,7 +697,7 @@ function bodyOf<Schema extends TObject, Left extends keyof Schema["static"] = ne
   return body as unknown as SchemaOf<Omit<Whole, Left> & Partial<Pick<Whole, Left>>>;
 }
 
-/** A merge patch (RFC 7396) of such a body: each member as it is, or null where it is optional. */
+/** A merge patch (RFC 7396): each member may be absent, and null if the item may lack it. */
 function patchOf<Schema extends TObject>(whole: Schema) {
   const patch = { ...partsOf(whole), example: bodyOf(whole, "id").example };
   giveRules(patch, "Bad request, an object required");
@@ -720,8 +729,8 @@ const LIMIT = t.String({
 }) as unknown as SchemaOf<number>;
 
 /**
- * Gives each part of a schema the sentence that refuses it: its description, or that of what is
- * around it. Elysia reads it as `error`; not enumerable, it stays out of the document.
+ * Gives each part of a schema the sentence that refuses it: its description, or that of the
+ * part around it. Elysia reads it as `error`; not enumerable, it stays out of the document.
  */
 function giveRules(schema: TSchema, rule: string): string[] {
   Object.defineProperty(schema, "error", { value: rule, configurable: true });
@@ -735,7 +744,7 @@ function giveRules(schema: TSchema, rule: string): string[] {
 }
 const ruleOf = (schema: TSchema) => String(schema.error ?? schema.description);
 
-/** When an answer is given, for the docs, the README and the tests; and the fields it carries. */
+/** Says when an answer is given, and which fields it carries. Docs and tests read it. */
 function when(description: string, ...fields: string[]) {
   const headers = fields.map((name) => [name, { schema: { type: "string" } }]);
   return { description, headers: Object.fromEntries(headers) };
@@ -785,7 +794,7 @@ type Row = { document: string };
 type Document = Record<string, unknown>;
 type Statement = [sql: string, ...values: (string | number)[]];
 
-/** What a change finds and may do. What it has put or removed when it returns is what happens. */
+/** What a decision is given. Its last put, merge or remove is written once it returns. */
 type Change<One> = {
   found?: One; // what is there, under the lock
   tag?: string; // its entity tag
@@ -815,7 +824,7 @@ async function openCollection<Schema extends TObject>(
   const sql = {
     find: `select document from ${table} where id = $1`,
     page: `select document from ${table} where id > $1 order by id limit $2`,
-    // As plain id, it would walk through all of them, or sort all that are alike, without the index.
+    // `id || ''` is what the index holds; with plain `id` neither engine would use it.
     filtered: `select document from ${table} where ${short(member)} = ${short("$1")}
       and ${member} = $1 and id || '' > $2 order by id || '' limit $3`,
     index: `create index if not exists ${table}_by_${filter}
@@ -849,7 +858,7 @@ async function openCollection<Schema extends TObject>(
   /** A page after an id; `last` is its last id, if there are more. */
   async function list(after: string, limit: number, value?: string) {
     if (value !== undefined && !isFilter(value)) return { found: [] }; // nothing can have it
-    const from = after.replaceAll("\0", "\x01"); // PostgreSQL has no U+0000, and no id has either
+    const from = after.replaceAll("\0", "\x01"); // PostgreSQL has no U+0000; no id has it
     const rows =
       value === undefined
         ? await read(sql.page, from, limit + 1)
@@ -920,7 +929,7 @@ function isUsable(member: TSchema): boolean {
   return ["boolean", "number", "string"].includes(type);
 }
 
-/** Tries a write, and undoes it; where there is no table, makes it, with what is first in it. */
+/** Tries a write and undoes it. Where there is no table, makes it and fills it. */
 async function openTable(
   table: string,
   sql: Record<"find" | "index" | "put", string>,
@@ -953,7 +962,7 @@ type Engine = {
   /** Runs statements in one transaction. */
   run: (...statements: Statement[]) => Promise<unknown>;
   close: () => unknown;
-  /** SQL: the type of an id, in the order of code points; a member; what an index can hold of it. */
+  /** SQL: the type of an id, a member of the document, and what an index can hold of it. */
   idType: string;
   member: (name: string) => string;
   short: (text: string) => string;
@@ -970,7 +979,7 @@ function openSqlite(file: string): Engine {
   const run = ([text, ...values]: Statement) => db.query(text).run(...values).changes;
   let readOnly: unknown; // the error of a file that was opened so
 
-  /** Begins when all that share it have come: a snapshot from before may miss what they know of. */
+  /** Begins once all that share it have come, so that its snapshot is newer than each of them. */
   function share(begin: string) {
     let waiting: Job[] = [];
     function transact() {
@@ -991,7 +1000,7 @@ function openSqlite(file: string): Engine {
       }
     }
 
-    /** Where another process has the lock, nothing is decided yet: each may wait for its time. */
+    /** Another process has the lock: each job waits for it as long as its request may. */
     function postpone(jobs: Job[], error: unknown) {
       const isLocked = /BUSY|LOCKED/.test(codeOf(error));
       for (const job of jobs)
@@ -1053,16 +1062,16 @@ function openDatabase(file: string) {
   }
 }
 
-/** PostgreSQL, or what speaks its protocol, also behind a pooler: nothing is prepared by name. */
+/** PostgreSQL. Behind a pooler too, so no statement is prepared by name. */
 function openPostgres(url: string): Engine {
   type Ask = (statement: Statement, until?: AbortSignal) => Promise<Row[] & { count: number }>;
   const max = Number(new URL(url).searchParams.get("max") ?? 8);
-  // After a second a connection is given back, so that processes can share a role with one or two.
+  // A connection lives for a second: other processes may wait for it.
   const lent = { connectionTimeout: 3, idleTimeout: 1, maxLifetime: 1 };
   const sql = new SQL(url, { max, ...lent, prepare: false });
   const within = (time: number) => AbortSignal.any([AbortSignal.timeout(time), leaving.signal]);
 
-  /** Lends a connection. What is asked on it ends at the deadline, and the connection with it. */
+  /** Lends a connection. At the deadline it is closed, with what was asked on it. */
   async function lend<Result>(deadline: AbortSignal, work: (ask: Ask) => Promise<Result>) {
     const connection = await sql.reserve({ signal: deadline });
     const ask: Ask = async ([text, ...values], until = deadline) => {
@@ -1082,25 +1091,27 @@ function openPostgres(url: string): Engine {
     }
   }
 
-  let isAway = false; // since a request has tried in vain, to its end
+  let isAway = false; // since a request tried in vain until its deadline
 
-  /** Tries again, within the time of the request, what met a brief cause before it has decided. */
+  /** Tries again what failed by a brief cause before it decided, until the deadline. */
   async function persist<Result>(
     work: (ask: Ask, markDecided: () => void) => Promise<Result>,
-    deadline = within(REQUEST_TIME),
-    met?: unknown, // the error of the try before
   ): Promise<Result> {
+    const deadline = within(REQUEST_TIME);
     let isDecided = false;
-    try {
-      const answer = await lend(deadline, (ask) => work(ask, () => (isDecided = true)));
-      isAway = false;
-      return answer;
-    } catch (error) {
-      if (deadline.aborted) isAway = met !== undefined;
-      if (deadline.aborted) throw met ?? error;
-      if (isDecided || isAway || !isBrief(error)) throw error;
+    let cause: unknown; // of the try before: it says more than that the time is over
+    while (true) {
+      try {
+        const answer = await lend(deadline, (ask) => work(ask, () => (isDecided = true)));
+        isAway = false;
+        return answer;
+      } catch (error) {
+        if (deadline.aborted) isAway = cause !== undefined;
+        if (deadline.aborted) throw cause ?? error;
+        if (isDecided || isAway || !isBrief(error)) throw error;
+        cause = error;
+      }
       await sleep(20);
-      return persist(work, deadline, error);
     }
   }
 
@@ -1108,8 +1119,8 @@ function openPostgres(url: string): Engine {
     read: (statement) => persist((ask) => ask(statement)),
     change: (table, id, decide) =>
       persist(async (ask, markDecided) => {
-        // One round trip, so the id stands in the text, as digits. A row that is not there cannot
-        // be locked; the lock of a number that is made of table and id holds for it, too.
+        // One round trip, so the id stands in the text, as hex digits. A row that is not there
+        // cannot be locked, so the lock is that of a number made of table and id.
         const lock = BigInt.asIntN(64, BigInt(Bun.hash(`${table} ${id}`)));
         const text = `convert_from('\\x${Buffer.from(id).toString("hex")}', 'UTF8')`;
         const look = `begin isolation level read committed; select pg_advisory_xact_lock(${lock});
@@ -1133,8 +1144,8 @@ function openPostgres(url: string): Engine {
   };
 }
 
-// What passes by itself gets 503. SQLSTATE: 08 a connection, 25006 read only, 25P an operator's time
-// limit, 40 a conflict, 53 resources, 55 a lock, 57 an operator. What is brief is tried again:
+// What passes by itself gets 503. SQLSTATE: 08 a connection, 25006 read only, 25P an operator's
+// time limit, 40 a conflict, 53 resources, 55 a lock, 57 an operator. What is brief is tried again:
 // 40001 a conflict, 40P01 a deadlock, 53300 connections, 57P a stop or a start.
 const isBrief = (error: unknown) =>
   /^(08|40001|40P01|53300|57P|ERR_POSTGRES_CONNECTION)/.test(codeOf(error));
@@ -1154,11 +1165,13 @@ function codeOf(error: unknown) {
 /** What an error of the store says, without the names that could be parts of its address. */
 function causeOf(error: unknown) {
   const message = error instanceof Error ? error.message : String(error);
-  const words = /^(28|3D|53)/.test(codeOf(error)) ? message.replace(/"[^"]*"/g, "…") : message;
-  return words.replace(/\s+/g, " ").replace(/\.$/, "");
+  const shown = /^(28|3D|53|ERR_INV)/.test(codeOf(error))
+    ? message.replace(/(["']).*?\1/g, "…")
+    : message;
+  return shown.replace(/\s+/g, " ").replace(/\.$/, "");
 }
 
-/** Says on stderr when the store gets out of reach, with the cause, and when it serves again. */
+/** Says once on stderr that the store is out of reach, and why. */
 function reportOutage(request: Request, error: unknown) {
   const access = accessOf(request);
   if (outages.has(access) || closing.signal.aborted) return;
@@ -1229,8 +1242,8 @@ function part(type: string, content: string | Uint8Array<ArrayBuffer>) {
 }
 const POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'";
 
-// The plugin's own page loads a script from elsewhere. This one asks only where it came from, also
-// behind a proxy, and can be read from the last row, in any light and on a telephone.
+// The plugin's own page loads a script from elsewhere. This one asks only where it came from,
+// also behind a proxy, and can be read from the last row, in any light and on a telephone.
 const HTML = `<!doctype html><html lang=en><meta charset=utf-8><title>Items</title>
   <meta name=viewport content="width=device-width"><link rel=icon href=favicon.ico>
   <link rel=stylesheet href=swagger/ui.css><div id=ui></div><script src=swagger/ui.js></script>`;
@@ -1263,7 +1276,7 @@ type Operation = {
 };
 type Paths = Record<string, Record<string, Operation>>;
 
-/** The document, with what the plugin cannot say, and the address at which it was asked for. */
+/** Adds what the plugin cannot say, and the address at which the document was asked for. */
 function completeDocument(context: Context & { responseValue: unknown }) {
   const { path, request, responseValue, set } = context;
   if (path !== "/swagger/json") return undefined;
@@ -1409,6 +1422,8 @@ const isName: Test = (text) =>
   URL.parse(`http://${text}`)?.hostname === text && /^(\w[\w-]{0,62}(\.|$))+$|^\[/.test(text);
 
 function isOrigin(text: string) {
+  // capacitor://localhost, chrome-extension://abc: the origins of pages that an app brings along
+  if (/^(?!https?:)[a-z][\w+.-]*:\/\/[\w.-]+$/.test(text)) return true;
   const { hostname: name = "", origin, port } = URL.parse(text) ?? {};
   return text === "*" || (origin === text && isName(name) && port !== "0");
 }
@@ -1438,7 +1453,7 @@ const REHEARSE = setting("REHEARSE", "0", "0 or 1", isLike(/^[01]$/)) === "1";
 const LOG = setting("LOG", isTerminal ? "on" : "off", "on or off", isLike(/^(on|off)$/)) === "on";
 if (import.meta.main && process.argv.length > 2) printSettings();
 
-/** The text of a setting; an empty one is none, but for a token: whoever sets it wants a lock. */
+/** The text of a setting. Empty means not set, but an empty token is refused. */
 function setting(name: string, fallback: string, what: string, isFine: Test) {
   mayBe[name] = what;
   const text = Bun.env[name];
@@ -1556,7 +1571,7 @@ async function listen() {
   process.on("disconnect", stop); // a parent that has opened a channel (IPC) is gone
 }
 
-/** A name that others can type: of all interfaces, the address that the others in the room see. */
+/** The host to print: for all interfaces, the first address that other machines see. */
 function reachableName(host: string) {
   if (!/^(0\.0\.0\.0|::)$/.test(host)) return host.includes(":") ? `[${host}]` : host;
   const all = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
@@ -1564,7 +1579,7 @@ function reachableName(host: string) {
   return outer?.address ?? "localhost";
 }
 
-/** Takes nothing new, answers what is in flight, closes the store. A second signal ends at once. */
+/** Answers what is in flight, then closes the store. A second signal ends at once. */
 async function stop() {
   // `bun run` repeats the signal that the terminal has sent already.
   if (closing.signal.aborted && performance.now() - closing.signal.reason < 500) return;
