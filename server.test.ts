@@ -26,7 +26,6 @@ export const CHUNKED = "Transfer-Encoding: chunked";
 export const GUARDS = { TOKEN: "write", READ_TOKEN: "look", RATE: "999999" };
 const PAGE = { origin: "http://localhost:5173", "access-control-request-method": "GET" };
 const PATCH_TYPES = "application/merge-patch+json, application/json";
-const CODES = "200 201 204 302 304 400 401 403 404 405 406 409 412 413 415 421 422 429 500 501 503";
 const fifty = Array.from({ length: 50 }, (_, index) => index);
 const admin = POSTGRES ? new SQL(POSTGRES, { max: 4 }) : undefined;
 const databases: string[] = [];
@@ -99,10 +98,12 @@ route(`GET ${ITEMS}`, ({ title }) => {
     const next = `<${ITEMS}?name=banana&limit=1&after=2>; rel="next"`;
     expect(await link("name=banana&limit=1")).toBe(next);
     expect([await link(""), await link("limit=10")]).toEqual([null, null]);
-    const named = (await get(`${ITEMS}?name=banana`)).json.items;
-    expect(named).toMatchObject([{ id: "2", name: "banana" }, { id: "b" }]);
+    expect(idsOf(await get(`${ITEMS}?name=banana`))).toEqual(["2", "b"]);
 
-    // Left out, the limit is 20; a hundred is the most.
+    // The next page is a part of the representation. Left out, the limit is 20; 100 is the most.
+    const { headers } = await get(`${ITEMS}?limit=10`);
+    await to.ask(`POST ${ITEMS}`, { json: fresh({ id: "😁" }) });
+    expect((await get(`${ITEMS}?limit=10`)).headers.get("etag")).not.toBe(headers.get("etag"));
     const more = Array.from({ length: 95 }, (_, index) => fresh({ id: `more-${index}` }));
     await Promise.all(more.map((json) => to.ask(`POST ${ITEMS}`, { json })));
     expect(idsOf(await get(ITEMS)).length).toBe(20);
@@ -114,9 +115,7 @@ route(`GET ${ITEMS}`, ({ title }) => {
     ["after something that is not there", "after=%F0%9F%98%81", []],
     ["after U+0000", "name=banana&after=%00", ["2"]],
     ["a name with U+0000", "name=banana%00", []],
-    ["an empty name", "name=", []],
-    ["all three members", "limit=100&after=1&name=banana", ["2"]],
-    ["what a form would send", "limit=1&name=ban%61na&after=+", ["2"]],
+    ["all three members", "limit=100&after=+&name=ban%61na", ["2"]],
   ])("200 with %s", async (_, query, ids) => {
     expect(idsOf(await ask(`GET ${ITEMS}?${query}`))).toEqual(ids);
   });
@@ -135,19 +134,14 @@ route(`GET ${ITEMS}`, ({ title }) => {
 route(`POST ${ITEMS}`, ({ says, title }) => {
   const post = (json: unknown) => ask(`POST ${ITEMS}`, { json });
 
-  test(title(201), async () => {
-    const reply = await post(fresh({ id: "new", unheard: "of" }));
-    expect([reply.status, reply.text]).toEqual([201, '{"message":"Item created"}']);
-    expect(reply.headers.get("location")).toBe(`${ITEMS}/new`);
-  });
-
-  const long = ["x".repeat(128), "😀".repeat(64)]; // 128 UTF-16 units
+  const long = ["new", "x".repeat(128), "😀".repeat(64)]; // 128 UTF-16 units
   const odd = `x % %2F ? # ' " &=+; ... ..a .a :id * <b> __proto__ constructor`.split(" ");
   const far = ["a b", "e\u0301", "👩‍👩‍👧‍👦", "\u2028", "\ufeff", "\ufffc"];
-  test.each([...long, ...odd, ...far])("201 with an id of %j, found at Location", async (id) => {
-    const reply = await post(fresh({ id, name: id.repeat(8) }));
+  test.each([...long, ...odd, ...far])(`${title(201)}: %j`, async (id) => {
+    const reply = await post(fresh({ id, name: id.repeat(8), unheard: "of" }));
+    expect([reply.status, reply.text]).toEqual([201, '{"message":"Item created"}']);
     const location = reply.headers.get("location") ?? "";
-    expect([reply.status, decodeURIComponent(location)]).toEqual([201, `${ITEMS}/${id}`]);
+    expect(decodeURIComponent(location)).toBe(`${ITEMS}/${id}`);
     expect((await ask(`GET ${location}`)).json.item).toBe(id.repeat(8));
     expect(await status(`DELETE ${location}`)).toBe(204);
   });
@@ -181,20 +175,12 @@ route(`POST ${ITEMS}`, ({ says, title }) => {
 
 route(`GET ${ITEMS}/{id}`, ({ title }) => {
   test(title(200), async () => {
-    const { text } = await ask(`GET ${ITEMS}/1`);
-    expect(await answer(`GET ${ITEMS}/%31`)).toBe(`200 ${text}`);
-  });
-
-  test("200 with a query, which only the list has: all other routes ignore it", async () => {
-    const { path } = await item();
-    for (const method of ["GET", "PUT", "PATCH"])
-      expect(
-        await status(
-          `${method} ${path}?x=1&x=2&limit=0`,
-          method === "GET" ? {} : { json: fresh({}) },
-        ),
-      ).toBe(200);
-    expect(await status(`DELETE ${path}?x=1`)).toBe(204);
+    const { id, path } = await item();
+    const { text } = await ask(`GET ${path}`);
+    // An id may be encoded; a query is ignored, on all routes but the list.
+    const encoded = `%69${id.slice(1)}?x=1&x=2&limit=0`;
+    expect(await answer(`GET ${ITEMS}/${encoded}`)).toBe(`200 ${text}`);
+    expect(await status(`DELETE ${ITEMS}/${encoded}`)).toBe(204);
   });
 
   test(title(404), async () => {
@@ -213,6 +199,7 @@ route(`PUT ${ITEMS}/{id}`, ({ says, title }) => {
     const there = await ask(`GET ${path}`);
     expect(there.json.item).toBe("new");
     expect(there.headers.get("etag")).toBe(reply.headers.get("etag"));
+    expect(await status(`GET ${path}`, { "if-none-match": etag })).toBe(200);
     expect(await status(`PUT ${path}`, { json, "if-none-match": etag })).toBe(200);
   });
 
@@ -292,8 +279,9 @@ route(`PATCH ${ITEMS}/{id}`, ({ says, title }) => {
 
   test(title(412), async () => {
     const { etag, path } = await item();
-    for (const fields of [{ "if-match": '"x"' }, { "if-none-match": etag }])
-      expect(await status(`PATCH ${path}`, { json: { name: "x" }, ...fields })).toBe(412);
+    const json = { name: "x" };
+    expect(await status(`PATCH ${path}`, { json, "if-match": '"x"' })).toBe(412);
+    expect(await status(`PATCH ${path}`, { json, "if-none-match": etag })).toBe(412);
     expect((await ask(`GET ${path}`)).headers.get("etag")).toBe(etag);
   });
 
@@ -350,12 +338,12 @@ chapter("a body, where one is taken", () => {
   });
 
   test("413 where it is over 65,536 bytes, sized or in chunks", async () => {
-    const body = JSON.stringify(fresh({ id: "as large as may be" })).padEnd(65_536);
+    const body = JSON.stringify(fresh({ id: "large" })).padEnd(65_536);
     const head = wire(`POST ${ITEMS}`, HOST, JSON_TYPE, CHUNKED);
     expect((await raw([head, chunked(body, " ")])).status).toBe(413);
     expect((await raw([head, chunked(body.slice(0, 99), body.slice(99))])).status).toBe(201);
+    expect(await status(`PUT ${ITEMS}/large`, { body })).toBe(200);
     for (const request of takers) expect(await status(request, { body: `${body} ` })).toBe(413);
-    expect(await status(`PUT ${ITEMS}/as%20large%20as%20may%20be`, { body })).toBe(200);
   });
 
   test("415 where its type is another: Accept says what may be, Accept-Patch for a patch", async () => {
@@ -392,8 +380,7 @@ chapter("a body, where one is taken", () => {
 chapter("Accept, where JSON is answered", () => {
   const broad = "*/*|application/*|application/json|APPLICATION/JSON;Q=0.1|text/html, */*;q=0.1|";
   test.each(broad.split("|"))("200 with %s", async (accept) => {
-    for (const path of [ITEMS, `${ITEMS}/1`])
-      expect(await status(`GET ${path}`, { accept })).toBe(200);
+    expect(await status(`GET ${ITEMS}/1`, { accept })).toBe(200);
   });
 
   const none = "application/json;q=0|application/json;q=0.000, */*|*/*;q=0|application/*;q=0, */*";
@@ -420,12 +407,6 @@ chapter("conditions of a read, of the docs too", () => {
     expect(await get({ "if-match": '"x"', "if-none-match": etag })).toBe(412);
     expect(await get({ "if-match": etag, "if-none-match": etag })).toBe(304);
   });
-
-  test("200 once what there was has changed", async () => {
-    const { etag, path } = await item();
-    await ask(`PUT ${path}`, { json: fresh({ name: "other" }) });
-    expect(await status(`GET ${path}`, { "if-none-match": etag })).toBe(200);
-  });
 });
 
 // ── Anywhere ── what the guards say, and what comes first when a request has several faults ────
@@ -441,7 +422,6 @@ chapter("anywhere", () => {
     ["/", "GET, HEAD, OPTIONS", null],
     [ITEMS, "GET, HEAD, OPTIONS, POST", null],
     [`${ITEMS}/1`, all, PATCH_TYPES],
-    [`${ITEMS}/nobody`, all, PATCH_TYPES],
     ["/swagger", "GET, HEAD, OPTIONS", null],
   ])("204 to OPTIONS %s, 405 to what it does not allow", async (path, allowed, types) => {
     const { headers, status } = await ask(`OPTIONS ${path}`);
@@ -469,13 +449,11 @@ chapter("anywhere", () => {
   });
 
   // Bun itself makes "/items/." into "/items/" and "/items\1" into "/items/1": see the README.
-  test.each("/1#x /% ?x=%zz /%E0%A4%A /%EF%BF%BD /%ED%A0%80".split(" "))(
-    "400 to a target that is malformed: %s",
-    async (rest) => {
-      for (const [request] of operations())
-        expect((await raw(wire(request.replace(/(?<=items).*/, rest), HOST))).status).toBe(400);
-    },
-  );
+  const targets = "/1#x /% ?x=%zz /%E0%A4%A /%EF%BF%BD /%ED%A0%80".split(" ");
+  test.each(targets)("400 to a target that is malformed: %s", async (rest) => {
+    for (const method of ["GET", "PUT", "PATCH", "DELETE"])
+      expect((await raw(wire(`${method} ${ITEMS}${rest}`, HOST))).status).toBe(400);
+  });
 
   test("400 to a target with a byte that is no UTF-8", async () => {
     for (const byte of ["\x80", "\xe9", "\xff"]) {
@@ -514,8 +492,9 @@ chapter("anywhere", () => {
 });
 
 chapter("an answer arrives, though its client says Connection: close and goes on sending", () => {
-  const body = "x".repeat(100_000);
-  const sized = `Content-Length: ${body.length}`;
+  const piece = "x".repeat(25_000);
+  const sized = ["Content-Length: 100000", piece, piece, piece, piece];
+  const inChunks = [CHUNKED, ...sized.slice(1).map((each) => `61a8\r\n${each}\r\n`), "0\r\n\r\n"];
   test.each([
     [401, `POST ${ITEMS}`, JSON_TYPE],
     [401, `DELETE ${ITEMS}/1`, ""],
@@ -525,15 +504,19 @@ chapter("an answer arrives, though its client says Connection: close and goes on
     [413, `POST ${ITEMS}`, JSON_TYPE],
     [415, `PUT ${ITEMS}/1`, "Content-Type: text/plain"],
   ])("%d to %s", async (expected, request, type) => {
-    for (const [framing = "", content = ""] of [
-      [sized, body],
-      [CHUNKED, chunked(body)],
-    ])
+    const to = expected === 401 ? guarded : live;
+    for (const [framing = "", ...pieces] of [sized, inChunks])
       for (const connection of ["close", "keep-alive"]) {
-        const head = wire(request, HOST, type, framing, `Connection: ${connection}`);
-        const { headers, status } = await raw([head, content], expected === 401 ? guarded : live);
+        const fields = [HOST, type, framing, `Connection: ${connection}`];
+        const { answer, socket } = await open(to, wire(request, ...fields));
+        for (const each of pieces) {
+          await to.ask(`GET ${ITEMS}/9`); // so the server has seen what came before
+          expect(socket.write(each)).toBe(each.length);
+        }
+        const { headers, status } = await inspect(to, request, parse(await answer));
         const said = headers.get("connection") ?? "keep-alive"; // as HTTP/1.1 has it
         expect([status, said]).toEqual([expected, connection]);
+        socket.end();
       }
   });
 });
@@ -552,19 +535,14 @@ chapter("when a request has several faults, the first in the order of the protoc
   const faults: [status: number, faults: string, request: string, asks: Asks][] = [
     [421, "Host, method", `PROPFIND ${ITEMS}`, evil],
     [421, "Host, preflight", `OPTIONS ${ITEMS}`, { ...PAGE, ...evil }],
-    [421, "Host, target", `GET ${ITEMS}/%`, evil],
     [501, "method, target", `PROPFIND ${ITEMS}/%`, {}],
-    [501, "method, path", "PROPFIND /nowhere", {}],
     [204, "preflight, target", `OPTIONS ${ITEMS}/%`, PAGE],
     [204, "preflight, path", "OPTIONS /nowhere", PAGE],
     [400, "target, path", "GET /nowhere/%", {}],
-    [400, "target, token", `POST ${ITEMS}/%`, {}],
     [404, "path, token", "POST /nowhere", { authorization: "Bearer wrong" }],
-    [404, "path, OPTIONS", "OPTIONS /nowhere", {}],
     [405, "method of the path, token", `POST ${one}`, {}],
     [204, "OPTIONS needs no token", `OPTIONS ${ITEMS}`, {}],
     [401, "token, type", `POST ${ITEMS}`, { ...form, body: "a=b" }],
-    [401, "token, size", `POST ${ITEMS}`, big],
     [401, "token, JSON", `PUT ${one}`, { authorization: "Bearer wrong", body: "{" }],
     [401, "token, item", `DELETE ${none}`, { authorization: "Basic write" }],
     [401, "read token, query", `GET ${ITEMS}?limit=0`, {}],
@@ -575,11 +553,9 @@ chapter("when a request has several faults, the first in the order of the protoc
     [415, "type, JSON", `PATCH ${none}`, { ...form, ...writer, body: "{" }],
     [413, "size, JSON", `PUT ${none}`, { ...writer, ...html, ...big }],
     [400, "JSON, Accept", `POST ${ITEMS}`, { ...writer, ...html, body: "{" }],
-    [400, "JSON, item", `PATCH ${none}`, { ...writer, ...stale, body: "{" }],
     [400, "missing name, Accept", `PUT ${one}`, { ...writer, ...html, json: {} }],
     [400, "missing name, bad id", `POST ${ITEMS}`, { ...writer, json: { id: 5 } }],
     [400, "query, Accept", `GET ${ITEMS}?limit=0`, { ...reader, ...html }],
-    [400, "query twice, Accept", `GET ${ITEMS}?limit=1&limit=1`, { ...reader, ...html }],
     [422, "value, Accept", `POST ${ITEMS}`, { ...writer, ...html, json: fresh({ id: "" }) }],
     [422, "value, item", `PATCH ${none}`, { ...writer, json: { name: "" } }],
     [422, "value, condition, id", `PUT ${one}`, { ...writer, ...stale, json: worse }],
@@ -635,8 +611,7 @@ chapter("TOKEN and READ_TOKEN", () => {
     const get = (target: string) => raw(wire(`GET ${target}`, "Host: a.localhost"), guarded);
     for (const query of ["", "?/favicon.ico", "?x=/swagger", "/1?/swagger/ui.js"])
       expect((await get(ITEMS + query)).status).toBe(401);
-    for (const path of ["/x?", "/favicon.ico", "/;"])
-      expect((await get(path + ITEMS)).status).toBe(404);
+    for (const path of ["/x?", "/favicon.ico"]) expect((await get(path + ITEMS)).status).toBe(404);
     for (const path of ["/?", "/swagger?", "/favicon.ico?"])
       expect((await get(path + ITEMS)).text).not.toContain("apple");
   });
@@ -659,9 +634,9 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
 
   test("421 to a Host that is not allowed, 200 to one that is, with any port", async () => {
     const { status } = await started;
-    expect(await status(`GET ${ITEMS}/1`, { host: "evil.example" })).toBe(421);
     for (const host of ["items.example:99", "other.EXAMPLE", "127.0.0.1"])
       expect(await status(`GET ${ITEMS}/1`, { host })).toBe(200);
+    expect(await status(`GET ${ITEMS}/1`, { host: "evil.example" })).toBe(421);
   });
 
   const known = [`GET ${ITEMS}/1`, "GET /swagger", `OPTIONS ${ITEMS}`, `DELETE ${ITEMS}/1`];
@@ -705,14 +680,9 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
   });
 
   test("the document has a lock on reads only where they need a token", async () => {
-    for (const [to, lock] of [
-      [live, []],
-      [await started, []],
-      [guarded, undefined],
-    ] as const)
-      expect((await documentOf(to)).paths[ITEMS]?.get?.security).toEqual(
-        lock as unknown[] | undefined,
-      );
+    const lockOf = async (to: Live) => (await documentOf(to)).paths[ITEMS]?.get?.security;
+    expect([await lockOf(live), await lockOf(await started)]).toEqual([[], []]);
+    expect(await lockOf(guarded)).toBeUndefined();
   });
 });
 
@@ -735,16 +705,15 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     [426, "upgrade", /^HTTP/],
     [503, "retry-after", /^1$/],
   ])("Prefer: code=%d gets it, with %s", async (code, field, value) => {
+    const { ask, status: statusOf } = await started;
     const prefer = `wait=1, code=${code}`;
-    const { headers, status } = await (await started).ask(`GET ${ITEMS}/1`, { prefer });
+    const { headers, status } = await ask(`GET ${ITEMS}/1`, { prefer });
     expect([status, headers.get("preference-applied")]).toEqual([code, `code=${code}`]);
     expect(headers.get(field)).toMatch(value);
+    // No success can be rehearsed, nor anything without the setting.
+    for (const other of [code - 300, code * 10])
+      expect(await statusOf(`GET ${ITEMS}/1`, { prefer: `code=${other}` })).toBe(200);
     expect(await live.status(`GET ${ITEMS}/1`, { prefer })).toBe(200);
-  });
-
-  test("no success is rehearsed", async () => {
-    for (const prefer of ["code=200", "code=399", "code=600", "code=5030"])
-      expect(await (await started).status(`GET ${ITEMS}/1`, { prefer })).toBe(200);
   });
 });
 
@@ -761,8 +730,7 @@ chapter("RATE and DELAY", () => {
     }
     // The first of a new second; preflights are answered in any case, and do not count.
     while ((await to.status(`GET ${ITEMS}`)) === 429);
-    for (let count = 0; count < 9; count++)
-      expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204);
+    for (let n = 0; n < 9; n++) expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204);
     expect(await to.status(`GET ${ITEMS}`)).toBe(200);
     await to.stop();
   });
@@ -814,48 +782,24 @@ chapter("failures", () => {
     expect(to.stderr.text).toMatch(/^Writes get 503: .+\.\nWrites are served again\.\n$/);
   });
 
-  test.if(!!POSTGRES)("503 while the database is locked or away; then it recovers", async () => {
+  test("503 to each operation that is still asked while the server ends", async () => {
     const to = await start();
-    const name = new URL(to.store).pathname.slice(1);
-    const unlock = await lock(to.store, "access exclusive");
-    expect(await to.status(`GET ${ITEMS}/1`)).toBe(503);
-    await unlock();
-    while ((await to.status(`GET ${ITEMS}/1`)) !== 200);
-    await admin?.unsafe(`alter database ${name} allow_connections false`);
-    const others = `datname = '${name}' and pid <> pg_backend_pid()`;
-    await admin?.unsafe(`select pg_terminate_backend(pid) from pg_stat_activity where ${others}`);
-    for (const [request, asks] of operations()) expect(await to.status(request, asks)).toBe(503);
-    await admin?.unsafe(`alter database ${name} allow_connections true`);
-    while ((await to.status(`GET ${ITEMS}/1`)) !== 200);
-    await to.stop();
-  });
-
-  test("503 to what is still asked at the end; what is in flight is answered", async () => {
-    const to = await start();
-    const body = JSON.stringify(fresh({ id: "last" }));
-    const inFlight = await open(to, postOf(body.length), body.slice(0, 9));
-    const half = await Promise.all(
-      operations().map(async ([request]) => ({ request, ...(await open(to, `${request} HT`)) })),
-    );
+    const asked = new Map<string, Awaited<ReturnType<typeof open>>>();
+    for (const [request] of operations()) asked.set(request, await open(to, `${request} HT`));
     await to.ask(`GET ${ITEMS}/1`);
     to.child.kill("SIGTERM");
     while (await isListening(to));
-
-    for (const { answer, request, socket } of half) {
+    for (const [request, { answer, socket }] of asked) {
       socket.write(`TP/1.1\r\n${HOST}\r\nContent-Length: 0\r\n\r\n`);
       const { json, status } = await inspect(to, request, parse(await answer));
       expect([status, json.error]).toEqual([503, "The server is shutting down"]);
     }
-    inFlight.socket.write(body.slice(9));
-    const last = await inspect(to, `POST ${ITEMS}`, parse(await inFlight.answer), true);
-    expect(last.status).toBe(201);
     await to.stop();
   });
 
   test("a token that is set but empty ends the start, in one line", async () => {
-    const { code, stderr, stdout } = await runToItsEnd({ TOKEN: "" });
-    expect([code, stdout]).toEqual([1, ""]);
-    expect(stderr).toMatch(/^TOKEN [^\n]+\n$/);
+    const stderr = expect.stringMatching(/^TOKEN [^\n]+\n$/);
+    expect(await runToItsEnd({ TOKEN: "" })).toEqual({ code: 1, stderr, stdout: "" });
   });
 });
 
@@ -889,89 +833,67 @@ chapter("a 2xx is a promise", () => {
   });
 
   test("fifty who create and delete one id get 201, 204, 400 and 404, and it adds up", async () => {
-    const [one, two] = await started;
+    const servers = await started;
     const asks = { json: fresh({ id: "hot" }), fleeting: true };
-    const counts = { 201: 0, 204: 0, 400: 0, 404: 0 } as Record<number, number>;
+    const counts: Record<number, number> = {};
     const clients = fifty.map(async (client) => {
-      const { status } = client % 2 ? one : two;
+      const { status } = servers[client % 2] ?? live;
       for (let turn = client; turn < client + 20; turn++) {
-        const isDeleted = turn % 3 === 0;
-        const code = await (isDeleted
-          ? status(`DELETE ${ITEMS}/hot`)
-          : status(`POST ${ITEMS}`, asks));
+        const post = turn % 3 > 0;
+        const code = await (post ? status(`POST ${ITEMS}`, asks) : status(`DELETE ${ITEMS}/hot`));
         counts[code] = (counts[code] ?? 0) + 1;
       }
     });
     await Promise.all(clients);
     expect(Object.keys(counts)).toEqual(["201", "204", "400", "404"]);
-    const left = (counts[201] ?? 0) - (counts[204] ?? 0);
-    expect(await one.status(`GET ${ITEMS}/hot`)).toBe(left === 1 ? 200 : 404);
-    expect([0, 1]).toContain(left);
+    const isThere = (await servers[0].status(`GET ${ITEMS}/hot`)) === 200;
+    expect((counts[201] ?? 0) - (counts[204] ?? 0)).toBe(isThere ? 1 : 0);
   });
 
   test("killed or ended under load, it starts again with all that it acknowledged", async () => {
     const DATABASE_URL = await newStore();
-    /** What each item is, once acknowledged; a list while it is not known which of them. */
-    const known = new Map<string, unknown[]>([["1", ["apple"]]]);
-    for (const signal of ["SIGKILL", "SIGKILL", "SIGTERM"] as const) {
+    const kept: string[] = [];
+    for (const signal of ["SIGKILL", "SIGTERM"] as const) {
       const to = await start({ DATABASE_URL, LOG: "off" });
-      for (const [id, names] of known) {
-        const { item } = (await to.ask(`GET ${ITEMS}/${id}`)).json; // undefined where it is 404
-        expect([id, names]).toEqual([id, expect.arrayContaining([item])]);
-        known.set(id, [item]);
-      }
-
-      let acknowledged = 0;
-      const enough = Promise.withResolvers<void>();
+      // What was deleted stays deleted, also of what was there first.
+      expect(await to.status(`DELETE ${ITEMS}/1`)).toBe(signal === "SIGKILL" ? 204 : 404);
+      const [enough, most] = [Promise.withResolvers<void>(), kept.length + 300];
       const clients = fifty.map(async (client) => {
         for (let turn = 0; ; turn++) {
-          const id = client === 0 ? "1" : `${client}-${turn % 5}`;
-          const name = (turn + client) % 3 === 0 ? undefined : `${signal} ${turn}`;
-          const before = known.get(id) ?? [undefined];
-          known.set(id, [...before, name]);
-          const json = name && fresh({ name });
-          const status = await sent(`${name ? "PUT" : "DELETE"} ${to.url}${ITEMS}/${id}`, json);
-          if (status === 503) known.set(id, before); // a promise too
-          if (status === 503 || status === 0) return;
-          expect([200, 201, 204, 404]).toContain(status);
-          known.set(id, [name]);
-          if (++acknowledged === 300) enough.resolve();
+          const id = `${signal} ${client} ${turn}`;
+          const status = await sent(`POST ${to.url}${ITEMS}`, fresh({ id }));
+          if (status !== 201) return status;
+          if (kept.push(id) === most) enough.resolve();
         }
       });
       await enough.promise;
       expect(await to.stop(signal)).toBe(signal === "SIGTERM" ? 0 : 137);
-      await Promise.all(clients);
+      for (const last of await Promise.all(clients)) expect([0, 503]).toContain(last);
     }
     const names = await namesOf(DATABASE_URL);
-    for (const [id, all] of known)
-      expect([id, all]).toEqual([id, expect.arrayContaining([names.get(id)])]);
+    expect([names.has("1"), ...kept.filter((id) => !names.has(id))]).toEqual([false]);
   });
 });
 
 // ── The document and the README ── say what is true, and the same ──────────────────────────────
 
 chapter("the document", () => {
-  test("has words for each operation, and why each code is not its neighbour", async () => {
-    const document = await documentOf(guarded);
-    for (const { description, operationId, summary } of operationsOf(document))
-      expect([description, operationId, summary].map(Boolean)).toEqual([true, true, true]);
-    for (const { pair, status, why } of pairsOf(document))
-      expect([pair, why]).toEqual([pair, expect.stringMatching(RegExp(`^${status}, not .+`))]);
-  });
-
-  test("has 401, 403 and 429 only where TOKEN, READ_TOKEN and RATE are set", async () => {
-    const all = pairsOf(await documentOf(guarded)).map(({ pair }) => pair);
-    const open = pairsOf(await documentOf(live)).map(({ pair }) => pair);
-    expect(open).toEqual(all.filter((pair) => !/ (401|403|429)$/.test(pair)));
+  test("has words for each operation; 401, 403 and 429 only where they are possible", async () => {
+    const [all, open] = [await documentOf(guarded), await documentOf(live)];
+    for (const { description, operationId, summary } of operationsOf(all))
+      expect([description, operationId, summary]).not.toContain("");
+    const possible = pairsOf(all).filter(({ status }) => ![401, 403, 429].includes(status));
+    expect(pairsOf(open)).toEqual(possible);
   });
 
   test("has examples that are true: sent in order, each gets its first outcome", async () => {
     const to = await start();
-    const { paths } = await documentOf(to);
+    const { paths, servers } = await documentOf(to);
+    expect(servers).toEqual([{ url: to.url }]);
     for (const [path, methods] of Object.entries(paths))
       for (const [method, { parameters, requestBody, responses }] of Object.entries(methods)) {
         const id = parameters?.find(({ name }) => name === "id");
-        const target = path.replace("{id}", id?.schema.example ?? id?.example ?? "");
+        const target = path.replace("{id}", `${id?.schema.example ?? id?.example}`);
         for (const [type, { schema }] of Object.entries(requestBody?.content ?? { "": {} })) {
           const asks = schema ? { "content-type": type, json: exampleOf(schema) } : {};
           const { headers, status } = await to.ask(`${method.toUpperCase()} ${target}`, asks);
@@ -983,23 +905,12 @@ chapter("the document", () => {
       }
     await to.stop();
   });
-
-  test("is what other programs take: its own address, whole numbers, portable patterns", async () => {
-    const document = await documentOf(live);
-    const text = JSON.stringify(document);
-    expect(text).not.toMatch(/"(additionalProperties|anyOf|default)":|"error":"/);
-    for (const [, pattern = ""] of text.matchAll(/"pattern":("(?:[^"\\]|\\.)*")/g))
-      expect(JSON.parse(pattern)).not.toMatch(/\(\?|\p{Cc}/u);
-    const limit = document.paths[ITEMS]?.get?.parameters?.find(({ name }) => name === "limit");
-    expect(limit?.schema).toMatchObject({ type: "integer", minimum: 1, maximum: 100 });
-    expect(document.servers).toEqual([{ url: live.url }]);
-  });
 });
 
 const readme = existsSync(beside("README.md")) ? readFileSync(beside("README.md"), "utf8") : "";
 const hasReadme = import.meta.main && readme.includes(`localhost:3000${ITEMS}`);
 if (import.meta.main && !hasReadme)
-  console.log("Skipped: the README, for there is none here, or one about another path.");
+  console.log("Skipped: the README, for none is here that is about this path.");
 const hasCurl = hasReadme && has("curl", "the lines of the README");
 
 chapter("the README", () => {
@@ -1017,7 +928,8 @@ chapter("the README", () => {
   test.if(hasReadme)("has a row for each answer of the document, and no other", async () => {
     const document = await documentOf(guarded);
     const guards = document.info.description.matchAll(/^1\. (\d+: .+)$/gm);
-    const documented = new Set([...guards].map(([, guard]) => `any ${guard}`));
+    const late = ["any 500: Server error", "any 503: The store is busy or out of reach"];
+    const documented = new Set([...late, ...[...guards].map(([, guard]) => `any ${guard}`)]);
     for (const { pair, when } of pairsOf(document))
       for (const sentence of when.split("; ")) documented.add(`${pair}: ${sentence}`);
 
@@ -1025,10 +937,10 @@ chapter("the README", () => {
     for (const { requests, sentence, status } of rows) {
       const outcome = ` ${status}: ${sentence}`;
       const all = [...documented].filter((each) => each.endsWith(outcome));
-      const guard = all.filter((each) => each.startsWith("any"));
-      const own = requests.filter((each) => each.includes(ITEMS)).map((each) => each + outcome);
-      const any = all.length > 0 ? all : [`any${outcome}`];
-      for (const each of requests.includes("any") ? any : [...own, ...guard]) told.add(each);
+      const own = requests.filter((each) => each === "any" || each.includes(ITEMS));
+      for (const request of own) told.add(request + outcome);
+      const isAny = requests.includes("any");
+      for (const each of all) if (isAny || each.startsWith("any")) told.add(each);
     }
     const silent = [...documented].filter((each) => each.endsWith("The server is shutting down"));
     expect([...documented.symmetricDifference(told)]).toEqual(silent);
@@ -1036,13 +948,8 @@ chapter("the README", () => {
 
   test.if(hasReadme)("says once of each code why it is not its neighbour", async () => {
     const told = rows.filter(({ why }) => why);
-    expect(
-      told
-        .map(({ status }) => status)
-        .sort()
-        .join(" "),
-    ).toBe(CODES);
     const whys = new Map(told.map(({ status, why }) => [status, `${status}, ${why}`]));
+    expect([told.length, whys.size]).toEqual([21, 21]);
     for (const { pair, status, why } of pairsOf(await documentOf(guarded)))
       expect([pair, why]).toEqual([pair, whys.get(status) ?? ""]);
     const code = readFileSync(beside("server.ts"), "utf8");
@@ -1098,6 +1005,8 @@ afterAll(async () => {
 // ── Starting servers ───────────────────────────────────────────────────────────────────────────
 
 export type Settings = Record<string, string>;
+export type Output = ReturnType<typeof reader>;
+export type How = { args?: string[]; cwd?: string; folder?: string; within?: string[] };
 export type Live = {
   /** The line that its log must have for each request: `404  GET  /items/9`. */
   asked: string[];
@@ -1110,7 +1019,6 @@ export type Live = {
   url: string;
   ask: (request: string, asks?: Asks) => Promise<Reply>;
   status: (request: string, asks?: Asks) => Promise<number>;
-  /** The status and the body. */
   answer: (request: string, asks?: Asks) => Promise<string>;
   stop: (signal?: NodeJS.Signals) => Promise<number>;
 };
@@ -1210,8 +1118,6 @@ export function beside(name: string) {
   return join(import.meta.dir, name);
 }
 
-export type How = { args?: string[]; cwd?: string; folder?: string; within?: string[] };
-
 /** Runs the server until it ends by itself, in a folder without a .env. */
 export function runToItsEnd(settings: Settings, how: How = {}) {
   const { args = [], cwd = FOLDER, folder, within = [] } = how;
@@ -1223,8 +1129,6 @@ export function runToItsEnd(settings: Settings, how: How = {}) {
     return { code: await child.exited, stdout: stdout.text, stderr: stderr.text };
   });
 }
-
-export type Output = ReturnType<typeof reader>;
 
 /** Reads a stream into `text`, and lets one wait for a pattern in it. */
 export function reader(stream: ReadableStream<Uint8Array>) {
@@ -1265,7 +1169,6 @@ export function can(command: string[], what: string) {
   return false;
 }
 
-/** Whether this machine has a program; if not, says what is skipped. */
 export function has(name: string, what: string) {
   return can([name], what);
 }
@@ -1274,13 +1177,10 @@ export function has(name: string, what: string) {
 function commandLine() {
   const file = "/proc/self/cmdline";
   if (existsSync(file)) return readFileSync(file, "utf8").replaceAll("\0", " ");
-  const command = ["ps", "-o", "args=", "-p", `${process.pid}`];
-  return Bun.which("ps") ? Bun.spawnSync(command).stdout.toString() : "";
+  return Bun.which("ps") ? Bun.spawnSync(["ps", "-wwp", `${process.pid}`]).stdout.toString() : "";
 }
 
 // ── Stores, from outside ───────────────────────────────────────────────────────────────────────
-
-export type Row = Record<string, string>;
 
 /** A store that nobody else has: a file, or a database. */
 export async function newStore(how = "lc_collate 'C.UTF-8' lc_ctype 'C.UTF-8'") {
@@ -1295,10 +1195,10 @@ export async function newStore(how = "lc_collate 'C.UTF-8' lc_ctype 'C.UTF-8'") 
 export async function outside(store: string, statement: string) {
   if (store.startsWith("sqlite")) {
     using db = new Database(store.slice("sqlite://".length));
-    return db.query(statement).all() as Row[];
+    return db.query(statement).all() as Record<string, string>[];
   }
   await using sql = new SQL(store, { max: 1 });
-  return (await sql.unsafe(statement)) as Row[];
+  return (await sql.unsafe(statement)) as Record<string, string>[];
 }
 
 /** Locks a store, as another session would: for writes, or for reads too; gives what ends that. */
@@ -1308,15 +1208,9 @@ export async function lock(store: string, mode: "share" | "access exclusive") {
     db.run(mode === "share" ? "begin immediate" : "begin exclusive");
     return async () => db.close();
   }
-  const sql = new SQL(store, { max: 1 });
-  const session = await sql.reserve();
-  await session.unsafe("begin");
-  await session.unsafe(`lock table items in ${mode} mode`);
-  return async () => {
-    await session.unsafe("rollback");
-    session.release();
-    await sql.close();
-  };
+  const session = new SQL(store, { max: 1 });
+  await session.unsafe(`begin; lock table items in ${mode} mode`);
+  return async () => session.close();
 }
 
 /** The names that a store has, by their ids. */
@@ -1327,26 +1221,18 @@ export async function namesOf(store: string) {
 
 // ── The document and the README ───────────────────────────────────────────────────────────────────────────────
 
-export type Leaf = { enum?: string[]; example?: unknown };
-export type Schema = { example?: object; properties: Record<string, Leaf> };
-export type Answer = {
-  description: string;
-  headers?: Record<string, { schema: Leaf }>;
-  content?: Record<string, { schema: Schema }>;
-};
-export type Operation = {
-  operationId: string;
-  summary: string;
-  description: string;
-  parameters?: { in: string; name: string; example?: string; schema: { example?: string } }[];
-  requestBody?: { content: Record<string, { schema?: Schema }> };
+export type Schema = { enum?: string[]; example?: unknown; properties?: Record<string, Schema> };
+export type Content = Record<string, { schema?: Schema }>;
+export type Answer = { description: string; headers?: object; content?: Content };
+export type Operation = Record<"operationId" | "summary" | "description", string> & {
+  parameters?: { name: string; example?: string; schema: Schema }[];
+  requestBody?: { content: Content };
   responses: Record<string, Answer>;
   security?: unknown[];
 };
 export type Document = {
   info: { description: string };
   paths: Record<string, Record<string, Operation>>;
-  security: unknown[];
   servers: { url: string }[];
 };
 export type Members = Record<string, unknown>;
@@ -1374,16 +1260,15 @@ export function pairsOf({ paths }: Document) {
 }
 
 /** The example of a schema, or that of each of its members. */
-export function exampleOf(schema?: Schema) {
-  const members = Object.entries(schema?.properties ?? {});
-  const examples = members.map(([name, { example }]) => [name, example]);
-  return schema?.example ?? Object.fromEntries(examples);
+export function exampleOf({ example, properties = {} }: Schema = {}): unknown {
+  const members = Object.entries(properties).map(([name, { example }]) => [name, example]);
+  return example ?? Object.fromEntries(members);
 }
 
 /** An item of the document's own examples, but for these members; it has an id if they do. */
 export function fresh(members: Members): Members {
   const content = contract?.paths[ITEMS]?.post?.requestBody?.content;
-  const { id: _, ...others }: Members = exampleOf(content?.["application/json"]?.schema);
+  const { id: _, ...others } = exampleOf(content?.["application/json"]?.schema) as Members;
   return { ...others, ...members };
 }
 
@@ -1393,15 +1278,16 @@ export function routeOf(path: string) {
   return before === ITEMS && id ? `${ITEMS}/{id}` : path;
 }
 
-/** What the document has about an answer: `GET /items/{id}`, 404. HEAD is a GET. */
-export function documented(request: string, status: number): Answer | undefined {
+/** What the document has about a request: `GET /items/9`. HEAD is a GET. */
+export function operationOf(request: string) {
   const [method = "", target = ""] = request.replace(/^HEAD/, "GET").split(" ");
-  return contract?.paths[routeOf(target)]?.[method.toLowerCase()]?.responses[status];
+  return contract?.paths[routeOf(target)]?.[method.toLowerCase()];
 }
 
 /** The sentences that a refusal may say. */
 export function sentencesOf(request: string, status: number) {
-  return documented(request, status)?.content?.["application/json"]?.schema.properties.error?.enum;
+  const content = operationOf(request)?.responses[status]?.content;
+  return content?.["application/json"]?.schema?.properties?.error?.enum;
 }
 
 /** The body of the refusal that says these words. */
@@ -1418,7 +1304,7 @@ export function wordsOf(request: string) {
   return {
     says: (status: number, words: string) => says(request, status, words),
     title: (status: number) =>
-      `${status} ${documented(request, status)?.description.split("\n\n", 1)[0]}`,
+      `${status} ${operationOf(request)?.responses[status]?.description.split("\n\n", 1)[0]}`,
   };
 }
 
@@ -1478,10 +1364,11 @@ export async function inspect(
   expect(headers.get("cache-control")).toBe("no-cache");
   expect(headers.get("vary")).toStartWith("Accept");
   expect(headers.has("date")).toBe(true);
+  const { responses } = operationOf(`${method} ${path}`) ?? {};
+  if (responses && !isRehearsed) expect(Object.keys(responses)).toContain(`${status}`);
   const isEmpty = [204, 304].includes(status);
   if (isEmpty || method === "HEAD") expect(text).toBe("");
-  if (isEmpty)
-    for (const field of ["content-length", "content-type"]) expect(headers.has(field)).toBe(false);
+  if (isEmpty) expect(headers.get("content-length") ?? headers.get("content-type")).toBeNull();
   if (status >= 400) {
     if (method !== "HEAD") expect(Object.keys(json)).toEqual(["error"]);
     expect(text).not.toMatch(/select |insert |SQLITE|postgres|server\.ts|node_modules/i);
@@ -1491,8 +1378,7 @@ export async function inspect(
   }
   if (status === 401) expect(headers.get("www-authenticate")).toStartWith("Bearer ");
   const allowed = headers.get("allow")?.split(", ");
-  if (status === 405) expect(allowed).toContain("OPTIONS");
-  if (status === 405 && !isRehearsed) expect(allowed).not.toContain(method);
+  if (status === 405 && !isRehearsed) expect(allowed?.includes(method)).toBe(false);
   // Exactly one of them, for what was refused is the type or the coding.
   if (status === 415) expect(headers.has("accept")).not.toBe(headers.has("accept-encoding"));
   if (status === 429 || status === 503) expect(headers.get("retry-after")).toMatch(/^[1-9]\d*$/);
@@ -1513,9 +1399,8 @@ export async function inspect(
 export async function sent(request: string, json?: unknown) {
   const [method = "", url = ""] = request.split(" ");
   const headers = { "content-type": "application/json" };
-  const body = json === undefined ? null : JSON.stringify(json);
-  const answered = fetch(url, { method, headers, body }).then(({ status }) => status);
-  return answered.catch(() => 0);
+  const answered = fetch(url, { method, headers, body: JSON.stringify(json) ?? null });
+  return answered.then(({ status }) => status).catch(() => 0);
 }
 
 /** How many answers there were of each status. */
