@@ -79,8 +79,8 @@ async function routesOfItems() {
         const page = await items.list(after, Number(limit), name);
         const next = page.last ? linkAfter(page.last, request) : "";
         const tag = entityTag([page.found, next]);
-        const refused = checkConditions({ request, set }, tag);
-        if (refused) return refused;
+        const early = checkConditions({ request, set }, tag);
+        if (early) return early;
 
         set.status = 200;
         set.headers.etag = tag;
@@ -136,8 +136,8 @@ async function routesOfItems() {
         }
 
         const tag = entityTag(showItem(item));
-        const refused = checkConditions({ request, set }, tag);
-        if (refused) return refused;
+        const early = checkConditions({ request, set }, tag);
+        if (early) return early;
 
         set.status = 200;
         set.headers.etag = tag;
@@ -164,8 +164,8 @@ async function routesOfItems() {
         }
 
         return items.change(id, ({ found, tag, put }) => {
-          const refused = checkConditions({ request, set }, tag) ?? checkId({ set }, body, id);
-          if (refused) return refused;
+          const early = checkConditions({ request, set }, tag) ?? checkId({ set }, body, id);
+          if (early) return early;
 
           set.headers.etag = put({ ...body, id });
           if (!found) {
@@ -200,8 +200,8 @@ async function routesOfItems() {
             return { error: "Item not found" };
           }
 
-          const refused = checkConditions({ request, set }, tag) ?? checkId({ set }, body, id);
-          if (refused) return refused;
+          const early = checkConditions({ request, set }, tag) ?? checkId({ set }, body, id);
+          if (early) return early;
 
           set.status = 200;
           set.headers.etag = merge(body);
@@ -229,8 +229,8 @@ async function routesOfItems() {
             return { error: "Item not found" };
           }
 
-          const refused = checkConditions({ request, set }, tag);
-          if (refused) return refused;
+          const early = checkConditions({ request, set }, tag);
+          if (early) return early;
 
           remove();
           set.status = 204;
@@ -506,7 +506,7 @@ async function readJson({ path, request, set }: Exchange & { path: string }): Pr
 }
 
 // Half a surrogate pair is no character. It becomes U+FFFD, as anywhere; a rule refuses that.
-const HALF = /\\ud[89a-f]/i; // \ud83d, as an escape of JSON; of a whole pair as well
+const HALF = /\\ud[89a-f]/i; // \ud83d, of a whole pair as well; a reviver is slow, and not for all
 const makeWellFormed = (_: string, value: unknown) =>
   typeof value === "string" ? value.toWellFormed() : value;
 
@@ -1226,8 +1226,8 @@ async function docs() {
 function part(type: string, content: string | Uint8Array<ArrayBuffer>) {
   const tag = entityTag(content);
   return ({ request, set }: Exchange) => {
-    const refused = checkConditions({ request, set }, tag);
-    if (refused) return refused;
+    const early = checkConditions({ request, set }, tag);
+    if (early) return early;
 
     set.status = 200;
     set.headers.etag = tag;
@@ -1282,8 +1282,8 @@ function completeDocument(context: Context & { responseValue: unknown }) {
   const groups = [...new Set(operations.flatMap(([, { tags }]) => tags))];
   const tags = groups.map((name) => ({ name, description: `The ${name}, and the way to them` }));
   const whole = { ...document, tags, servers: [{ url: new URL(request.url).origin }] };
-  const refused = checkConditions({ request, set }, entityTag(whole));
-  if (refused) return refused;
+  const early = checkConditions({ request, set }, entityTag(whole));
+  if (early) return early;
 
   set.status = 200;
   set.headers.etag = entityTag(whole);
@@ -1408,10 +1408,10 @@ type Test = (text: string) => boolean;
 const isWord: Test = (text) => /^[!-~]+$/.test(text);
 const isSecond: Test = (text) => isWord(text) && TOKEN !== "" && text !== TOKEN;
 const isHost: Test = (text) => /^[\w.:-]+$|^\[[\w:.]+\]$/.test(text); // 127.0.0.1, localhost, [::1]
-const isLike = (pattern: RegExp) => (text: string) => pattern.test(text);
-const isUpTo = (most: number) => (text: string) => /^\d{1,6}$/.test(text) && Number(text) <= most;
+const like = (pattern: RegExp) => (text: string) => pattern.test(text);
+const upTo = (most: number) => (text: string) => /^\d{1,6}$/.test(text) && Number(text) <= most;
 const listOf = (text: string): string[] => text.toLowerCase().match(/[^\s,]+/g) ?? [];
-const areAll = (isFine: Test) => (text: string) =>
+const eachOf = (isFine: Test) => (text: string) =>
   listOf(text).length > 0 && listOf(text).every(isFine);
 const isName: Test = (text) =>
   URL.parse(`http://${text}`)?.hostname === text && /^(\w[\w-]{0,62}(\.|$))+$|^\[/.test(text);
@@ -1427,25 +1427,26 @@ const isStore: Test = (text) =>
   SQLITE.test(text) || (/^postgres(ql)?:/.test(text) && URL.canParse(text));
 const SQLITE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/; // sqlite://items.sqlite
 
-const words = "visible ASCII characters without a space";
-const stores = "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
-const origins = "* or origins like http://a.test:81";
-const milliseconds = "a whole number of milliseconds up to 25000";
+const wordRule = "visible ASCII characters without a space";
+const storeRule =
+  "one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE";
+const originRule = "* or origins like http://a.test:81";
+const delayRule = "a whole number of milliseconds up to 25000";
 const mayBe: Record<string, string> = {}; // what each setting may be
 const isTerminal = process.stdout.isTTY;
 
 await checkEnvFile();
-const PORT = setting("PORT", "3000", "a free port from 0 to 65535", isUpTo(65_535));
+const PORT = setting("PORT", "3000", "a free port from 0 to 65535", upTo(65_535));
 const HOST = setting("HOST", "127.0.0.1", "an address of this machine", isHost);
-const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", stores, isStore);
-const TOKEN = setting("TOKEN", "", words, isWord);
-const READ_TOKEN = setting("READ_TOKEN", "", `${words}, beside TOKEN and unlike it`, isSecond);
-const ALLOWED_HOSTS = listOf(setting("ALLOWED_HOSTS", "", "hosts without a port", areAll(isName)));
-const CORS_ORIGIN = listOf(setting("CORS_ORIGIN", "", origins, areAll(isOrigin)));
-const RATE = Number(setting("RATE", "0", "a whole number up to 999999", isUpTo(999_999)));
-const DELAY = Number(setting("DELAY", "0", milliseconds, isUpTo(25_000)));
-const REHEARSE = setting("REHEARSE", "0", "0 or 1", isLike(/^[01]$/)) === "1";
-const LOG = setting("LOG", isTerminal ? "on" : "off", "on or off", isLike(/^(on|off)$/)) === "on";
+const DATABASE_URL = setting("DATABASE_URL", "sqlite://items.sqlite", storeRule, isStore);
+const TOKEN = setting("TOKEN", "", wordRule, isWord);
+const READ_TOKEN = setting("READ_TOKEN", "", `${wordRule}, beside TOKEN and unlike it`, isSecond);
+const ALLOWED_HOSTS = listOf(setting("ALLOWED_HOSTS", "", "hosts without a port", eachOf(isName)));
+const CORS_ORIGIN = listOf(setting("CORS_ORIGIN", "", originRule, eachOf(isOrigin)));
+const RATE = Number(setting("RATE", "0", "a whole number up to 999999", upTo(999_999)));
+const DELAY = Number(setting("DELAY", "0", delayRule, upTo(25_000)));
+const REHEARSE = setting("REHEARSE", "0", "0 or 1", like(/^[01]$/)) === "1";
+const LOG = setting("LOG", isTerminal ? "on" : "off", "on or off", like(/^(on|off)$/)) === "on";
 if (import.meta.main && process.argv.length > 2) printSettings();
 
 /** The text of a setting. Empty means not set, but an empty token is refused. */
@@ -1555,7 +1556,10 @@ async function listen() {
   }
 
   const address = `http://${reachableName(host)}:${app.server?.port}`;
-  const place = SQLITE.exec(DATABASE_URL)?.[1] ?? "PostgreSQL";
+  const isDefault = DATABASE_URL === "sqlite://items.sqlite";
+  const place = isDefault
+    ? "items.sqlite; to start over, stop and delete it"
+    : "as DATABASE_URL says";
   out.print(`Items  ${address}\nDocs   ${address}/swagger\nStore  ${place}`);
   const inForce = Object.keys(mayBe).filter((name) => Bun.env[name]);
   const shown = inForce.map((name) => (isSecret(name) ? name : `${name}=${Bun.env[name]}`));
