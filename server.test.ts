@@ -24,7 +24,7 @@ export const HOST = "Host: localhost";
 export const JSON_TYPE = "Content-Type: application/json";
 export const CHUNKED = "Transfer-Encoding: chunked";
 export const GUARDS = { TOKEN: "write", READ_TOKEN: "look", RATE: "999999" };
-const PAGE = { origin: "http://localhost:5173", "access-control-request-method": "GET" };
+const PAGE = { origin: "http://localhost:5173", "access-control-request-method": "PUT" };
 const PATCH_TYPES = "application/merge-patch+json, application/json";
 const fifty = Array.from({ length: 50 }, (_, index) => index);
 const admin = POSTGRES ? new SQL(POSTGRES, { max: 4 }) : undefined;
@@ -691,8 +691,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
 
   test("every page is let in, and no cache gives one the answer of another", async () => {
     const { headers } = await (await started).ask(`GET ${ITEMS}/9`, { origin: "http://a.example" });
-    const allowed = headers.get("access-control-allow-origin");
-    expect(allowed).toBe(headers.get("vary")?.includes("Origin") ? "http://a.example" : "*");
+    expect(headers.get("access-control-allow-origin")).toBe("*");
   });
 
   test.each([
@@ -1113,7 +1112,6 @@ export function program(folder = import.meta.dir) {
   return [process.execPath, ...options, join(folder, "server.ts")];
 }
 
-/** A file in the folder of these tests. */
 export function beside(name: string) {
   return join(import.meta.dir, name);
 }
@@ -1124,7 +1122,7 @@ export function runToItsEnd(settings: Settings, how: How = {}) {
   return inTurn(async () => {
     const env = environment({ DATABASE_URL: "sqlite://:memory:", ...settings });
     const { child, stderr, stdout } = spawn([...within, ...program(folder), ...args], cwd, env);
-    void stdout.until(/http:/).then((isStarted) => isStarted && child.kill("SIGKILL"));
+    void stdout.until(/^Items/m).then((isStarted) => isStarted && child.kill("SIGKILL"));
     await Promise.all([stdout.done, stderr.done]);
     return { code: await child.exited, stdout: stdout.text, stderr: stderr.text };
   });

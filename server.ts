@@ -392,15 +392,15 @@ function lookAt(request: Request, path: string) {
 }
 
 /** The name in Host; undefined where the field is malformed, or given twice. */
-function hostOf({ headers, url }: Request) {
+function hostOf({ headers, method, url }: Request) {
   const field = headers.get("host");
   if (field === null) return "localhost"; // HTTP/1.0 may leave it out, and health checks do
+  if (method === "CONNECT") return "localhost"; // its Host is where it wants to go
   return field.includes(",") ? undefined : URL.parse(url)?.hostname;
 }
 
-function isHere({ host = "", method }: Asked) {
+function isHere({ host = "" }: Asked) {
   if (HERE.has(host) || host.endsWith(".localhost")) return true;
-  if (method === "CONNECT") return true; // its Host is where it wants to go
   return isIP(host.replace(/^\[|\]$/g, "")) > 0; // 127.0.0.1, [::1]
 }
 
@@ -628,7 +628,7 @@ function send(next: (request: Request) => unknown) {
     if (method === "HEAD") response.headers.set("date", new Date().toUTCString()); // Bun has none
     if (response.status === 304) response.headers.delete("content-length"); // or that of nothing
     if (/\bclose\b/i.test(headers.get("connection") ?? ""))
-      response.headers.set("connection", "close");
+      response.headers.append("connection", "close");
     if (DELAY > 0 && !isPreflight(request))
       await sleep(DELAY, null, { signal: closing.signal }).catch(() => {});
     if (LOG) void logAnswer(request, response, client, performance.now() - start);
