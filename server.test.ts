@@ -268,9 +268,9 @@ route(`PATCH ${ITEMS}/{id}`, ({ says, title }) => {
   });
 
   test(title(404), async () => {
-    for (const json of [{}, { name: "x" }, { id: "2", name: "x" }])
-      expect(await status(`PATCH ${ITEMS}/9`, { json, "if-match": '"x"' })).toBe(404);
-    expect(await status(`PATCH ${ITEMS}/${"x".repeat(129)}`, { json: {} })).toBe(404);
+    const json = { id: "2", name: "x" };
+    for (const id of ["9", "x".repeat(129)])
+      expect(await status(`PATCH ${ITEMS}/${id}`, { json, "if-match": '"x"' })).toBe(404);
   });
 
   test(title(409), async () => {
@@ -322,7 +322,7 @@ chapter("a body, where one is taken", () => {
     ["not JSON", "{"],
     ["nothing", ""],
     ["two values", "{}{}"],
-    ["not UTF-8", new Uint8Array([0x7b, 0x22, 0xff, 0x22, 0x7d])],
+    ["not UTF-8", Uint8Array.from('{"name":"\xff"}', (letter) => letter.charCodeAt(0))],
     ["very deep", "[".repeat(60_000)],
     ["ended by the escape of half a pair", '{"id":"x","name":"\\ud8"}"}'],
   ];
@@ -361,11 +361,6 @@ chapter("a body, where one is taken", () => {
     }
   });
 
-  test("415 to a merge patch where there is nothing to be merged with", async () => {
-    const merge = { "content-type": "application/merge-patch+json", json: fresh({ id: "415" }) };
-    for (const request of takers.slice(0, 2)) expect(await status(request, merge)).toBe(415);
-  });
-
   test("415 where it is coded: Accept-Encoding says what may be, and no other field", async () => {
     for (const request of takers) {
       const { headers, status } = await ask(request, { "content-encoding": "gzip", body: "{}" });
@@ -378,7 +373,8 @@ chapter("a body, where one is taken", () => {
 });
 
 chapter("Accept, where JSON is answered", () => {
-  const broad = "*/*|application/*|application/json|APPLICATION/JSON;Q=0.1|text/html, */*;q=0.1|";
+  const broad =
+    "*/*|application/*|application/json|APPLICATION/JSON;Q=0.1|text/html , */* ; q=0.1|";
   test.each(broad.split("|"))("200 with %s", async (accept) => {
     expect(await status(`GET ${ITEMS}/1`, { accept })).toBe(200);
   });
@@ -486,8 +482,7 @@ chapter("anywhere", () => {
   test("501 to a method that no path has, and to CONNECT whatever its Host", async () => {
     for (const request of [`TRACE ${ITEMS}`, `CONNECT ${ITEMS}`, "PROPFIND /nowhere"])
       expect((await raw(wire(request, HOST))).status).toBe(501);
-    const connect = wire("CONNECT page.example:443", "Host: page.example:443");
-    expect((await raw(connect)).status).toBe(501);
+    expect((await raw(wire("CONNECT a.example:443", "Host: a.example:443"))).status).toBe(501);
   });
 });
 
@@ -523,6 +518,7 @@ chapter("an answer arrives, though its client says Connection: close and goes on
 
 chapter("when a request has several faults, the first in the order of the protocol wins", () => {
   const form = { "content-type": "application/x-www-form-urlencoded" };
+  const merge = { "content-type": "application/merge-patch+json" };
   const writer = { authorization: "Bearer write" };
   const reader = { authorization: "bEaReR look" };
   const html = { accept: "text/html" };
@@ -543,13 +539,12 @@ chapter("when a request has several faults, the first in the order of the protoc
     [405, "method of the path, token", `POST ${one}`, {}],
     [204, "OPTIONS needs no token", `OPTIONS ${ITEMS}`, {}],
     [401, "token, type", `POST ${ITEMS}`, { ...form, body: "a=b" }],
-    [401, "token, JSON", `PUT ${one}`, { authorization: "Bearer wrong", body: "{" }],
     [401, "token, item", `DELETE ${none}`, { authorization: "Basic write" }],
     [401, "read token, query", `GET ${ITEMS}?limit=0`, {}],
     [401, "read token, Accept", `GET ${none}`, html],
     [403, "token that may only read, type", `POST ${ITEMS}`, { ...form, ...reader, body: "a=b" }],
-    [403, "token that may only read, item", `DELETE ${none}`, { ...reader, ...stale }],
-    [415, "type, size", `POST ${ITEMS}`, { ...form, ...writer, ...big }],
+    [415, "type, size", `POST ${ITEMS}`, { ...merge, ...writer, ...big }],
+    [415, "type, JSON", `PUT ${one}`, { ...merge, ...writer, body: "{" }],
     [415, "type, JSON", `PATCH ${none}`, { ...form, ...writer, body: "{" }],
     [413, "size, JSON", `PUT ${none}`, { ...writer, ...html, ...big }],
     [400, "JSON, Accept", `POST ${ITEMS}`, { ...writer, ...html, body: "{" }],
@@ -612,8 +607,6 @@ chapter("TOKEN and READ_TOKEN", () => {
     for (const query of ["", "?/favicon.ico", "?x=/swagger", "/1?/swagger/ui.js"])
       expect((await get(ITEMS + query)).status).toBe(401);
     for (const path of ["/x?", "/favicon.ico"]) expect((await get(path + ITEMS)).status).toBe(404);
-    for (const path of ["/?", "/swagger?", "/favicon.ico?"])
-      expect((await get(path + ITEMS)).text).not.toContain("apple");
   });
 });
 
@@ -701,6 +694,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     [415, "accept", /json/],
     [416, "content-range", /^bytes \*/],
     [418, "vary", /Prefer/],
+    [426, "connection", /^upgrade/],
     [426, "upgrade", /^HTTP/],
     [503, "retry-after", /^1$/],
   ])("Prefer: code=%d gets it, with %s", async (code, field, value) => {
@@ -714,23 +708,32 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
       expect(await statusOf(`GET ${ITEMS}/1`, { prefer: `code=${other}` })).toBe(200);
     expect(await live.status(`GET ${ITEMS}/1`, { prefer })).toBe(200);
   });
+
+  test("the document names the fields that lead to an answer", async () => {
+    for (const { parameters, responses } of operationsOf(await documentOf(await started))) {
+      const fields = parameters?.map(({ name }) => name).filter((name) => /^[A-Z]/.test(name));
+      expect(fields).toEqual([...(responses[412] ? ["If-Match", "If-None-Match"] : []), "Prefer"]);
+    }
+  });
 });
 
 chapter("RATE and DELAY", () => {
   test("429 to each operation of a client over RATE, whomever it says it is", async () => {
     const to = await start({ RATE: "3" });
-    let address = 0;
     for (const [request, asks] of operations()) {
       let error: unknown;
       while (error !== "Too many requests in this second") {
-        const from = { "x-forwarded-for": `10.0.0.${address++}` };
+        const from = { "x-forwarded-for": crypto.randomUUID() };
         ({ error } = (await to.ask(request, { ...asks, ...from, fleeting: true })).json);
       }
     }
-    // The first of a new second; preflights are answered in any case, and do not count.
-    while ((await to.status(`GET ${ITEMS}`)) === 429);
-    for (let n = 0; n < 9; n++) expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204);
-    expect(await to.status(`GET ${ITEMS}`)).toBe(200);
+    // Of a second that does not end meanwhile, three are answered; preflights do not count.
+    for (let answered = 0, turn = 0; answered !== 3; turn++) {
+      while ((await to.status(`GET ${ITEMS}`)) === 429);
+      expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204);
+      for (answered = 1; (await to.status(`GET ${ITEMS}`)) !== 429; answered++);
+      expect(turn).toBeLessThan(9);
+    }
     await to.stop();
   });
 
@@ -751,7 +754,8 @@ chapter("failures", () => {
   test("500 where an item breaks its schema, and to all when the table is gone", async () => {
     const to = await start();
     await outside(to.store, `update items set document = '{"id":"1","name":5}' where id = '1'`);
-    expect(await to.answer(`GET ${ITEMS}/1`)).toBe('500 {"error":"Server error"}');
+    for (const target of [`${ITEMS}/1`, `${ITEMS}?limit=1`])
+      expect(await to.answer(`GET ${target}`)).toBe('500 {"error":"Server error"}');
     expect(await to.status(`GET ${ITEMS}?after=1`)).toBe(200);
     await outside(to.store, "drop table items");
     for (const [request, asks] of operations())
@@ -995,10 +999,8 @@ afterAll(async () => {
 
   // Of a part of the tests, asked for with -t, nothing follows about the whole.
   if (!import.meta.main || !contract || / (-t|--test-name-pattern)\b/.test(commandLine())) return;
-  const documented = new Set(pairsOf(contract).map(({ pair }) => pair));
-  const routes = new Set(pairsOf(contract).map(({ route }) => route));
-  const ours = [...seen].filter((pair) => routes.has(pair.replace(/ \d+$/, "")));
-  expect([...documented.symmetricDifference(new Set(ours))]).toEqual([]);
+  const pairs = pairsOf(contract).map(({ pair }) => pair);
+  expect(pairs.filter((pair) => !seen.has(pair))).toEqual([]); // `inspect` refuses all others
 }, 600_000);
 
 // ── Starting servers ───────────────────────────────────────────────────────────────────────────
@@ -1249,9 +1251,9 @@ export function pairsOf({ paths }: Document) {
   return ours.flatMap(([path, methods]) =>
     Object.entries(methods).flatMap(([method, { responses }]) =>
       Object.entries(responses).map(([status, { description }]) => {
-        const route = `${method.toUpperCase()} ${path}`;
         const [when = "", why = ""] = description.split("\n\n");
-        return { pair: `${route} ${status}`, route, status: Number(status), when, why };
+        const pair = `${method.toUpperCase()} ${path} ${status}`;
+        return { pair, status: Number(status), when, why };
       }),
     ),
   );
@@ -1282,10 +1284,11 @@ export function operationOf(request: string) {
   return contract?.paths[routeOf(target)]?.[method.toLowerCase()];
 }
 
-/** The sentences that a refusal may say. */
+/** The sentences that a refusal may say, or the messages of a success. */
 export function sentencesOf(request: string, status: number) {
   const content = operationOf(request)?.responses[status]?.content;
-  return content?.["application/json"]?.schema?.properties?.error?.enum;
+  const { error, message } = content?.["application/json"]?.schema?.properties ?? {};
+  return (error ?? message)?.enum;
 }
 
 /** The body of the refusal that says these words. */
@@ -1367,11 +1370,11 @@ export async function inspect(
   const isEmpty = [204, 304].includes(status);
   if (isEmpty || method === "HEAD") expect(text).toBe("");
   if (isEmpty) expect(headers.get("content-length") ?? headers.get("content-type")).toBeNull();
+  const sentences = sentencesOf(`${method} ${path}`, status);
+  if (sentences && text && !isRehearsed) expect(sentences).toContain(json.error ?? json.message);
   if (status >= 400) {
     if (method !== "HEAD") expect(Object.keys(json)).toEqual(["error"]);
     expect(text).not.toMatch(/select |insert |SQLITE|postgres|server\.ts|node_modules/i);
-    const sentences = sentencesOf(`${method} ${path}`, status);
-    if (sentences && text && !isRehearsed) expect(sentences).toContain(json.error);
     for (const field of ["etag", "link", "location"]) expect(headers.get(field)).toBeNull();
   }
   if (status === 401) expect(headers.get("www-authenticate")).toStartWith("Bearer ");

@@ -1149,7 +1149,11 @@ const isBrief = (error: unknown) =>
   /^(08|40001|40P01|53300|57P|ERR_POSTGRES_CONNECTION)/.test(codeOf(error));
 const isReadOnly = (error: unknown) =>
   /^(25006|53100|SQLITE_(CANTOPEN|FULL|READONLY))/.test(codeOf(error));
+/** PostgreSQL's word for an error that ends a session, or lets none begin. */
+const isFatal = (error: unknown) =>
+  (error as { severity?: string } | undefined)?.severity === "FATAL";
 const isPassing = (error: unknown) =>
+  isFatal(error) ||
   isBrief(error) ||
   isReadOnly(error) ||
   /^(25P|40|53|55|57|ABORT|SQLITE_(BUSY|IOERR|LOCKED))/.test(codeOf(error));
@@ -1163,8 +1167,10 @@ function codeOf(error: unknown) {
 /** What an error of the store says, without the values that could be parts of its address. */
 function causeOf(error: unknown) {
   const message = error instanceof Error ? error.message : String(error);
-  const hasNames = /^(28|3D|53)/.test(codeOf(error)); // of roles and databases
-  const shown = hasNames ? message.replace(/"[^"]*"/g, "…") : message.replace(/ Received .*/s, "");
+  // Where there is no session, the message has the names of the role and the database.
+  const shown = isFatal(error)
+    ? message.replace(/"[^"]*"/g, "…")
+    : message.replace(/ Received .*/s, "");
   return shown.replace(/\s+/g, " ").replace(/\.$/, "");
 }
 

@@ -359,7 +359,7 @@ function generator(state: number) {
 }
 
 // What a client may send, and of what the model knows what it does.
-const LETTERS = ["a", "b", "%", "é", "😀", "..x", "__proto__", "'? #", "no/id", "no\\id"];
+const LETTERS = ["a", "b", "%", "é", "😀", "..x", "__proto__", "'? #", "no/id", "no\\id", "\0"];
 const NAMES = ["x", "y", "ü", "'; drop table items; --", "😀".repeat(512)];
 const BAD_NAMES = ["", "\0", "\ud800", "\ufffd", "x".repeat(1025), 5, null, undefined];
 const METHODS = "GET HEAD POST POST PUT PUT PUT PATCH DELETE DELETE OPTIONS PROPFIND".split(" ");
@@ -487,4 +487,4 @@ function statusElsewhere(target: string, { method, condition }: Sent) {
 const isWrite = (method: string) => /^P|^DELETE/.test(method);
 const isName = (name: unknown) =>
   typeof name === "string" && /^[^\p{Cc}\ufffd]{1,1024}$/u.test(name) && name.isWellFormed();
-const isId = (id: string) => id !== "" && !/[/\\]/.test(id);
+const isId = (id: string) => id !== "" && !/[/\\\p{Cc}]/u.test(id);

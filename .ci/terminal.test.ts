@@ -64,7 +64,7 @@ describe.concurrent("the log on a terminal", () => {
       const get = (path: string, init: RequestInit = {}) =>
         fetch(url + path, { redirect: "manual", ...init });
       for (const path of ["/items/9", "/items/8", "/items/1", "/"]) await get(path);
-      await get("/items/1", { headers: { prefer: "code=418" } });
+      await get("/items/1", { headers: { prefer: "code=503" } });
       await get("/items", { method: "PROPFIND" });
       await output.until(/PROPFIND.*\r\n/);
       child.terminal?.write(CTRL_C);
@@ -77,7 +77,7 @@ describe.concurrent("the log on a terminal", () => {
         `${shown(200, 32)}  GET  /items/1  TIME  ★ 2 of 18\n`,
         `${shown(302, 36)}  GET  /  TIME  ★ 3 of 18\n`,
         // What is only rehearsed is not found.
-        `${shown(418, 33)}  GET  /items/1  TIME  Rehearsed, because Prefer asks for it\n`,
+        `${shown(503, 31)}  GET  /items/1  TIME  Rehearsed, because Prefer asks for it\n`,
         `${shown(501, 31)}  PROPFIND  /items  TIME  ★ 4 of 18  This server does not have this method\n`,
         `Still to be found: ${ALL.replace(/(200|302|404|501) /g, "")}\n`,
       ])
@@ -89,7 +89,7 @@ describe.concurrent("the log on a terminal", () => {
   withTerminal("counts to 21 with TOKEN, READ_TOKEN and RATE", async () => {
     const { child, output, url } = await startOnTerminal(GUARDS);
     await fetch(`${url}/items/9`, { headers: { authorization: "Bearer look" } });
-    await output.until(/★ 1 of 21 {2}Item not found/);
+    expect(await output.until(/GET.*\r\n/)).toEndWith("★ 1 of 21  Item not found\r\n");
     child.terminal?.write(CTRL_C);
     const missing = ALL.replace("400", "400 401 403").replace("422", "422 429").replace("404 ", "");
     expect(await output.until(/Still to be found.*/)).toStartWith(`Still to be found: ${missing}`);
@@ -129,9 +129,9 @@ describe.concurrent("the log on a terminal", () => {
     found.push(await ask("DELETE /items/1"));
     await unlock();
     expect(found.join(" ")).toBe(ALL);
-    await output.until(/★ 18 of 18/);
+    await output.until(/503.*\r\n/);
     child.terminal?.write(CTRL_C);
-    await output.until(/All were found\.\r\n$/);
+    expect(await output.until(/(All|Still) .*\r\n/)).toBe("All were found.\r\n");
     expect(await child.exited).toBe(0);
     const stars = [...output.text.matchAll(/^(\d+) .*★ (\d+) of 18/gm)];
     expect(stars.map(([, code]) => code)).toEqual(ALL.split(" "));
@@ -202,7 +202,7 @@ describe.concurrent("the log that goes elsewhere", () => {
     await to.ask(`GET ${ITEMS}/${"x".repeat(12_000)}`);
     await exchange(to, wire(`GET /${"é".repeat(6000)}`, HOST, "Connection: close"));
     await exchange(to, wire(`GET /${"😀".repeat(3000)} HTTP/1.0`));
-    await to.stdout.until(/\S {2}404 .*\n.* 404 .*\n.* 404 .*\n/);
+    await to.stdout.until(/(.* 404 .*\n){3}/);
     await to.stop("SIGKILL");
     const lines = to.stdout.text.split("\n").filter((line) => /^20\d\d-/.test(line));
     expect(lines.map((line) => line.split("  ")[2])).toEqual(["404", "404", "404"]);
@@ -212,16 +212,11 @@ describe.concurrent("the log that goes elsewhere", () => {
   test("has no control character of a request, nor has stderr", async () => {
     const to = await start();
     await outside(to.store, "drop table items");
-    // Bun itself refuses the first two; what is left is as it came, or encoded.
-    for (const target of [
-      "/\x1b[31m\x07",
-      "/x?\x1b[0m",
-      "/\u009b31m",
-      "/%1b[2J%0a",
-      "?after=\u009b%1b",
-    ])
-      await exchange(to, wire(`GET ${ITEMS}${target}`, HOST, "Connection: close"));
-    await exchange(to, wire("GET /\x1b]0;x\x07", "Host: \x1b[2J"));
+    // Bun itself refuses what is below U+0020; and of a Host that is none, nothing is encoded.
+    const targets = ["/\x1b[31m\x07", "/x?\x1b[0m", "/\u009b31m", "/%1b[2J%0a", "?after=\u009b%1b"];
+    for (const host of [HOST, "Host: localhost:99999", "Host: \x1b[2J"])
+      for (const target of targets)
+        await exchange(to, wire(`GET ${ITEMS}${target}`, host, "Connection: close"));
     await to.stdout.until(/500 .*\n/);
     expect(await to.stderr.until(/^GET .*\n/m)).toStartWith(`GET ${ITEMS}: `);
     await to.stop("SIGKILL");
