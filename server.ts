@@ -1215,7 +1215,12 @@ async function docs() {
   const read = (file: string) => Bun.file(file).text();
   return new Elysia({ detail: { hide: true } })
     .onAfterHandle(completeDocument)
-    .use(swagger({ documentation: { info, ...(TOKEN ? secured : { security: [] }) } }))
+    .use(
+      swagger({
+        excludeStaticFile: false,
+        documentation: { info, ...(TOKEN ? secured : { security: [] }) },
+      }),
+    )
     .get(
       "/",
       ({ set }) => {

@@ -180,7 +180,7 @@ describe("a route of one's own", () => {
           return { message: "Item borrowed" };
         }),
       {
-        ...about("items", "borrowItem", "Borrow an item", "Lend one that is there."),
+        ...about("borrowItem", "Borrow an item", "Lend one that is there."),
         response: { 200: Borrowed, 404: NoSuchItem, 409: Lent, ...shared(400, 401, 403, 406) },
       },
     )
@@ -239,6 +239,42 @@ describe("a route of one's own", () => {
       200, 400, 401, 403, 404, 406, 409, 421, 429, 500, 503,
     ]);
     await leaveDocument(to, "borrow");
+    await to.stop();
+  });
+
+  test("that fails in any way is 500, in our words, and all goes on", async () => {
+    const failing = [
+      'throw new Error("secret")',
+      "throw undefined",
+      'throw Object.assign(new Error("secret"), { status: 200 })',
+      'throw Object.assign(new Error("secret"), { code: "NOT_FOUND" })',
+      'throw { toResponse: () => new Response("secret") }',
+      'throw new TypeError("secret", { cause: { toString: 1 } })',
+      'set.status = 201; set.headers.etag = \'"x"\'; set.headers.location = "/x"; throw "secret"',
+      'set.headers["x-odd"] = "secret\\n"; return {}',
+      "return encodeURIComponent(String.fromCharCode(0xd800))",
+      "return BigInt(1)",
+    ];
+    const routes = failing.map(
+      (code, index) => `.get("/:id/${index}", ({ set }): unknown => { ${code} })\n`,
+    );
+    const shown =
+      '.get("/:id/shown", () => ({ item: 5 }) as never, { response: { 200: t.Object(ShownItem) } })';
+    const to = await started(
+      edit(above, [[/(?=\n {4}\.delete\()/, `\n${routes.join("")}${shown}\n`]]),
+    );
+    for (const index of [...failing.keys(), "shown"]) {
+      const answer = await fetch(`${to.url}/items/1/${index}`);
+      const fields = ["etag", "location"].map((name) => answer.headers.get(name));
+      expect([index, answer.status, await answer.text(), ...fields]).toEqual([
+        index,
+        500,
+        '{"error":"Server error"}',
+        null,
+        null,
+      ]);
+    }
+    expect(await tell(to, "GET /items/1")).toBe('200 {"item":"apple"}');
     await to.stop();
   });
 });

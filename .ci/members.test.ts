@@ -210,6 +210,21 @@ describe("an item of many members", () => {
     expect(await body(rich, "GET /items/unheard")).not.toContain("unheard");
   });
 
+  test("U+0000, which PostgreSQL does not keep, is refused where no rule of a member does", async () => {
+    for (const json of [
+      { size: { ...(whole.size as object), depth: 1 }, note: "a\0b" },
+      { note: "\0" },
+    ]) {
+      const refused = '422 {"error":"No text may hold U+0000"}';
+      expect(await tell(rich, "PUT /items/nul", { ...whole, name: "x", ...json })).toBe(refused);
+      expect(await tell(rich, "PATCH /items/2", json)).toBe(refused);
+    }
+    const text = "a\\u0000b"; // a backslash, and no U+0000
+    const json = { ...whole, name: "x", note: text };
+    expect(await tell(rich, "PUT /items/nul", json)).toStartWith("201");
+    expect(JSON.parse(await body(rich, "GET /items/nul")).note).toBe(text);
+  });
+
   test("has a document of OpenAPI 3.0: no type null, nothing twice in an enum", async () => {
     const text = await body(rich, "GET /swagger/json");
     for (const word of ["anyOf", '"null"']) expect(text.includes(word)).toBe(false);

@@ -4,8 +4,10 @@
  *
  *     bun .ci/mutants.ts                      a hundred changes; half an hour on two cores
  *     bun .ci/mutants.ts --from 20 --to 40    the 21st to the 40th of them
+ *     bun .ci/mutants.ts --only 9,52          these two
  *     bun .ci/mutants.ts --of 300             as many as that, spread over the file in the same way
  *     bun .ci/mutants.ts --hardening          what `bun test` does not see, the tests in .ci try too
+ *     TEST_DATABASE_URL=postgres://…          what it does not see on SQLite, it tries there too
  *     bun .ci/mutants.ts --list               only shows the changes
  *
  * The rule: every place where a line of code could be turned is found, in the order of the file, and
@@ -19,11 +21,13 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 type Change = { at: number; from: string; to: string };
-type Verdict = { change: Change; seenBy: "bun test" | "hardening" | undefined };
+type Suite = "bun test" | "on PostgreSQL" | "hardening";
+type Verdict = { change: Change; seenBy?: Suite };
 
 const AT_ONCE = 2;
 const MINUTES = 5; // for one run of a suite
 const ROOT = join(import.meta.dir, "..");
+const POSTGRES = Bun.env.TEST_DATABASE_URL;
 const SOURCE = readFileSync(join(ROOT, "server.ts"), "utf8");
 
 /** What is turned into what. Of a line, each match is a place of its own. */
@@ -55,12 +59,14 @@ const { values: options } = parseArgs({
     from: { type: "string", default: "0" },
     to: { type: "string" },
     of: { type: "string", default: "100" },
+    only: { type: "string" },
     hardening: { type: "boolean", default: false },
     list: { type: "boolean", default: false },
   },
 });
 const chosen = await choose(Number(options.of));
-const part = chosen.slice(Number(options.from), Number(options.to ?? options.of));
+const only = options.only?.split(",").map((number) => chosen[Number(number)] as Change);
+const part = only ?? chosen.slice(Number(options.from), Number(options.to ?? options.of));
 if (options.list) for (const change of part) show(change);
 else await judgeAll();
 
@@ -135,31 +141,32 @@ async function judgeAll() {
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));
 
-  const by = (suite: Verdict["seenBy"]) => verdicts.filter(({ seenBy }) => seenBy === suite);
+  const by = (suite?: Suite) => verdicts.filter(({ seenBy }) => seenBy === suite);
   console.log(`\nOf ${verdicts.length}, bun test sees ${by("bun test").length}.`);
-  if (options.hardening)
-    console.log(`Of the others, the hardening suite sees ${by("hardening").length}.`);
-  console.log(`${by(undefined).length} survive:`);
-  for (const { change } of by(undefined)) show(change);
+  if (POSTGRES) console.log(`Of the others, it sees ${by("on PostgreSQL").length} on PostgreSQL.`);
+  if (options.hardening) console.log(`The hardening suite sees ${by("hardening").length} more.`);
+  console.log(`${by().length} survive:`);
+  for (const { change } of by()) show(change);
 }
 
 /** The suite that fails with such a server.ts. */
 function judge(text: string) {
-  return inCopy(text, async (folder): Promise<Verdict["seenBy"]> => {
+  return inCopy(text, async (folder): Promise<Suite | undefined> => {
+    const names = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))];
+    const hardening = ["test", "--isolate", ...names.map((name) => `./.ci/${name}`)];
     if (!(await passes(folder, ["test"]))) return "bun test";
-    const hardening = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))];
-    const files = hardening.map((name) => `./.ci/${name}`);
-    if (options.hardening && !(await passes(folder, ["test", "--isolate", ...files])))
-      return "hardening";
+    if (POSTGRES && !(await passes(folder, ["test"], POSTGRES))) return "on PostgreSQL";
+    if (options.hardening && !(await passes(folder, hardening))) return "hardening";
     return undefined;
   });
 }
 
 /** Runs Bun in a folder, in a group of processes of its own, of which none is left. */
-async function passes(cwd: string, args: string[]) {
+async function passes(cwd: string, args: string[], url?: string) {
   const child = Bun.spawn([process.execPath, ...args], {
     cwd,
     detached: true,
+    env: { ...Bun.env, TEST_DATABASE_URL: url },
     stdout: "ignore",
     stderr: "ignore",
   });
@@ -192,6 +199,6 @@ function show(change: Change, verdict = "") {
   const line = SOURCE.split("\n")[before.length - 1] ?? "";
   const [from, to] = [change.from, change.to || "(nothing)"].map((text) => text.trim());
   const number = `${chosen.indexOf(change)}`.padStart(3);
-  console.log(`${number}  ${verdict.padEnd(9)}  server.ts:${before.length}  ${from} → ${to}`);
-  console.log(`${" ".repeat(16)}${line.trim()}`);
+  console.log(`${number}  ${verdict.padEnd(13)}  server.ts:${before.length}  ${from} → ${to}`);
+  console.log(`${" ".repeat(20)}${line.trim()}`);
 }
