@@ -1045,6 +1045,7 @@ function openDatabase(file: string) {
   try {
     const db = new Database(file);
     db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
+    db.run("pragma fullfsync = 1"); // macOS does not wait for the disk without it
     db.run("pragma busy_timeout = 0");
     return db;
   } catch (error) {
