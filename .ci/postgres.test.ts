@@ -368,7 +368,8 @@ describe.concurrent("a table that is locked", () => {
 
   test("SIGTERM while requests wait: each is answered, exit code 0", async () => {
     const store = await createDatabase(HERE);
-    const to = await start({ DATABASE_URL: store });
+    // The log is compared at the end, and a client may still be reading then.
+    const to = await start({ DATABASE_URL: store, LOG: "off" });
     const unlock = await lock(store, "access exclusive");
     const waiting = each(20, (client) => to.status(`POST ${ITEMS}`, post(`${client}`)));
     await waitingIn(store, 2);
