@@ -184,7 +184,7 @@ route(`GET ${ITEMS}/{id}`, ({ title }) => {
   });
 
   test(title(404), async () => {
-    const odd = "9 a%00b a%2Fb a%5Cb 1%2F __proto__ constructor '%20or%20''='".split(" ");
+    const odd = "9 a%00b a%2Fb a%5Cb 1%2F __defineGetter__ valueOf '%20or%20''='".split(" ");
     for (const id of [...odd, "x".repeat(129)])
       expect(await answer(`GET ${ITEMS}/${id}`)).toBe('404 {"error":"Item not found"}');
   });
@@ -698,15 +698,15 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     [426, "upgrade", /^HTTP/],
     [503, "retry-after", /^1$/],
   ])("Prefer: code=%d gets it, with %s", async (code, field, value) => {
-    const { ask, status: statusOf } = await started;
-    const prefer = `wait=1, code=${code}`;
-    const { headers, status } = await ask(`GET ${ITEMS}/1`, { prefer });
+    const { status: statusOf } = await started;
+    const request = wire(`GET ${ITEMS}/1`, HOST, `Prefer: wait=1, code=${code}`);
+    const { headers, status } = await raw(request, await started);
     expect([status, headers.get("preference-applied")]).toEqual([code, `code=${code}`]);
     expect(headers.get(field)).toMatch(value);
     // No success can be rehearsed, nor anything without the setting.
     for (const other of [code - 300, code * 10])
       expect(await statusOf(`GET ${ITEMS}/1`, { prefer: `code=${other}` })).toBe(200);
-    expect(await live.status(`GET ${ITEMS}/1`, { prefer })).toBe(200);
+    expect(await live.status(`GET ${ITEMS}/1`, { prefer: `code=${code}` })).toBe(200);
   });
 
   test("the document names the fields that lead to an answer", async () => {

@@ -4,10 +4,11 @@
  *
  *     bun test ./.ci/recipes.test.ts
  */
+import { Database } from "bun:sqlite";
 import { describe, expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { beside, GUARDS, start } from "../server.test";
+import { beside, FOLDER, GUARDS, runToItsEnd, start } from "../server.test";
 import { above, body, copy, documentOf, edit, FIRST, started, tell, typeFaults } from "./copy";
 
 const hasReadme = existsSync(beside("README.md"));
@@ -112,6 +113,26 @@ describe.if(hasReadme)("Make it yours", () => {
     const { dependencies } = await Bun.file(beside("package.json")).json();
     const wanted = Object.entries(dependencies).map(([name, version]) => `${name}@${version}`);
     expect(line.split(" ").sort()).toEqual(wanted.sort());
+  });
+
+  test("a table of a version before is refused and stays as it is, until the two lines", async () => {
+    const file = join(mkdtempSync(join(FOLDER, "before-")), "items.sqlite");
+    const DATABASE_URL = `sqlite://${file}`;
+    using db = new Database(file);
+    db.run("create table items (id text primary key, name text not null)");
+    db.run(`insert into items values ('1', 'ap"ple'), ('b', 'é\\n')`);
+    const before = db.query("select * from items").all();
+    const { code, stderr } = await runToItsEnd({ DATABASE_URL });
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/^[^\n]+\n$/)]);
+    expect(db.query("select * from items").all()).toEqual(before);
+
+    const lines = [...yours.replace(/\s+/g, " ").matchAll(/`((?:alter|update) [^`]+)`/g)];
+    expect(lines.length).toBe(2);
+    for (const [, line = ""] of lines) db.run(line);
+    const to = await start({ DATABASE_URL, LOG: "off" });
+    expect(JSON.parse(await body(to, "GET /items"))).toEqual({ items: before });
+    expect(await tell(to, "PATCH /items/b", { name: "fig" })).toStartWith("200");
+    await to.stop();
   });
 
   test("the route of one's own lends an item once, without a body or a Content-Type", async () => {
