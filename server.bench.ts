@@ -1,9 +1,12 @@
 /**
  * How fast is server.ts, beside a bare Bun.serve on the same machine, in the same minutes?
  *
- *     bun server.bench.ts            about three minutes; needs wrk
- *     bun server.bench.ts --growth   what a list costs in a table of 1,000 and of 1,000,000 items
- *     bun server.bench.ts --peers    other servers that do the same work: how fast, and how right
+ *     bun server.bench.ts             about five minutes; needs wrk
+ *     bun server.bench.ts --growth    what a list costs in a table of 1,000 and of 1,000,000 items
+ *     bun server.bench.ts --hostile   what a request costs that was made to cost much
+ *     bun server.bench.ts --peers     other servers that do the same work: how fast, and how right
+ *
+ * PostgreSQL is at BENCH_DATABASE_URL, or on this machine; without it, its rows are left out.
  *
  * Whole processes, the server on one core and wrk, with fifty clients, on another. The rounds of
  * two servers alternate, and the first is the warm-up. The ratio is the median of those of the
@@ -12,7 +15,7 @@
  * met if both reach it.
  */
 import { Database } from "bun:sqlite";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
@@ -37,6 +40,10 @@ async function figures() {
   await compare("POST, bare: a full commit each", [ours, bare], posts, ">= 6");
   await compare("POST, bare: synchronous = normal", [ours, normal], posts, ">= 1.0");
   await compare("latency of a lone POST", [ours, bare], lonePost, "<= 1.3", "ms");
+  await compare("800 PUTs of one item, beside 800 of 800", [1, 800], puts(ours), "<= 3.0", "ms");
+
+  const both: [Server, Server] = [ours, await unguarded()];
+  await compare("CPU of a GET, beside one without guards", both, cpuOfGet, "<= 1 µs more", "µs");
 
   const logging = await items({ LOG: "on" });
   await compare("GET /items/1, LOG=on beside off", [logging, ours], gets, ">= 0.90");
@@ -55,6 +62,15 @@ async function figures() {
     return { value };
   };
   await compare("start to first answer", [items, bareServer], starting, "<= 90 ms more", "ms");
+
+  await onPostgres(async (database) => {
+    const shared = await items({ DATABASE_URL: await database("ours") });
+    const plain = await bareServer({ BARE: BARE_SQL, DATABASE_URL: await database("bare") });
+    await compare("PostgreSQL, GET /items/1, beside Bun.SQL", [shared, plain], gets, ">= 0.5");
+    await compare("PostgreSQL, POST, beside Bun.SQL", [shared, plain], posts, ">= 0.5");
+    const what = "PostgreSQL, 800 PUTs of one item, beside 800 of 800";
+    await compare(what, [1, 800], puts(shared), "<= 3.0", "ms");
+  });
 }
 
 /** A bare server: the same queries, one commit a write, and nothing else. */
@@ -63,30 +79,58 @@ const BARE = `
   const { FIELDS = "{}", FILE, PORT, SYNCHRONOUS = "full" } = process.env;
   const db = new Database(FILE);
   db.run("pragma journal_mode = wal; pragma synchronous = " + SYNCHRONOUS);
-  db.run("create table items (id text primary key, name text not null)");
-  db.run("insert into items values ('1', 'apple'), ('2', 'banana')");
-  const find = db.query("select id, name from items where id = ?1");
-  const page = db.query("select id, name from items where id > ?1 order by id limit ?2");
+  db.run("create table items (id text primary key, document text not null)");
+  const find = db.query("select document from items where id = ?1");
+  const page = db.query("select document from items where id > ?1 order by id limit ?2");
   const insert = db.query("insert into items values (?1, ?2)");
+  insert.run("1", '{"id":"1","name":"apple"}');
+  insert.run("2", '{"id":"2","name":"banana"}');
   const { "/items/1": one, "/items": list } = JSON.parse(FIELDS);
+  const parse = ({ document }) => JSON.parse(document);
   Bun.serve({ port: PORT, hostname: "127.0.0.1", routes: {
     "/items/:id": { GET: ({ params }) => {
-      const [item] = find.all(params.id);
-      return item ? Response.json({ item: item.name }, one) : new Response("", { status: 404 });
+      const [row] = find.all(params.id);
+      if (!row) return new Response("", { status: 404 });
+      return Response.json({ item: parse(row).name }, one);
     } },
     "/items": {
-      GET: () => Response.json({ items: page.all("", 21).slice(0, 20) }, list),
+      GET: () => Response.json({ items: page.all("", 21).slice(0, 20).map(parse) }, list),
       POST: async (request) => {
-        const { id, name } = await request.json();
-        insert.run(id, name);
+        const item = await request.json();
+        insert.run(item.id, JSON.stringify(item));
         return Response.json({ message: "Item created" }, { status: 201 });
       },
     },
   } });`;
+const BARE_SQL = `
+  const sql = new Bun.SQL(process.env.DATABASE_URL);
+  await sql.unsafe("create table items (id text primary key, document text not null)");
+  await sql.unsafe("insert into items values ('1', '{\\"name\\":\\"apple\\"}')");
+  Bun.serve({ port: process.env.PORT, hostname: "127.0.0.1", routes: {
+    "/items/:id": { GET: async ({ params }) => {
+      const [row] = await sql\`select document from items where id = \${params.id}\`;
+      return Response.json({ item: JSON.parse(row.document).name });
+    } },
+    "/items": { POST: async (request) => {
+      const item = await request.json();
+      await sql\`insert into items values (\${item.id}, \${JSON.stringify(item)})\`;
+      return Response.json({ message: "Item created" }, { status: 201 });
+    } },
+  } });`;
 const PATHS = ["/items/1", "/items"];
 
-const items = (env = {}) => start("exec bun server.ts", env);
+const items = (env = {}, cwd?: string) => start("exec bun server.ts", env, cwd);
 const bareServer = (env = {}) => start(`exec bun -e "$BARE"`, { BARE, ...env });
+
+/** Our server without the one line that asks its guards. */
+async function unguarded() {
+  const [cwd, line] = [mkdtempSync(join(FOLDER, "unguarded-")), "  .onRequest(checkGuards)\n"];
+  const source = readFileSync(join(import.meta.dir, "server.ts"), "utf8");
+  if (!source.includes(line)) throw new Error(`There is no line ${line.trim()} in server.ts.`);
+  symlinkSync(join(import.meta.dir, "node_modules"), join(cwd, "node_modules"));
+  await Bun.write(join(cwd, "server.ts"), source.replace(line, ""));
+  return items({}, cwd);
+}
 
 /** More than a page of items, so that the list says where it goes on. */
 async function addItems(...servers: Server[]) {
@@ -130,31 +174,31 @@ const idOf = (n: number) => `item-${`${10_000_000 + n}`.slice(1)}`;
 
 /** The second half is called `common`, so that no walk in the order of ids meets it soon. */
 const fill = (size: number) => `
-  with recursive numbers(n) as (select 1 union all select n + 1 from numbers where n < ${size})
-  insert into items (id, name) select 'item-' || substr(cast(10000000 + n as text), 2),
-    case when n > ${size / 2} then 'common' else 'name-' || n end from numbers`;
+  with recursive numbers(n) as (select 1 union all select n + 1 from numbers where n < ${size}),
+    named(id, name) as (select 'item-' || substr(cast(10000000 + n as text), 2),
+      case when n > ${size / 2} then 'common' else 'name-' || n end from numbers)
+  insert into items (id, document)
+    select id, '{"id":"' || id || '","name":"' || name || '"}' from named`;
 
 type Filled = Server & { size: number };
 
 async function growth() {
-  for (const [engine, filled] of [
-    ["SQLite", filledSqlite],
-    ["PostgreSQL", filledPostgres],
-  ] as const)
-    try {
-      const both: [Filled, Filled] = [await filled(1_000_000), await filled(1_000)];
-      for (const [what, query, length] of LISTS)
-        await compare(
-          `${engine}, ${what}: 1,000,000 items beside 1,000`,
-          both,
-          ({ url, size }) => latency(`${url}/items${query(size)}`, length),
-          "<= 3.0",
-          "ms",
-        );
-    } catch (error) {
-      if (!(error instanceof OutOfReach)) throw error;
-      console.log(error.message);
-    }
+  await compareLists("SQLite", await filledSqlite(1_000_000), await filledSqlite(1_000));
+  await onPostgres(async (database) => {
+    const large = await filledPostgres(await database("large"), 1_000_000);
+    await compareLists("PostgreSQL", large, await filledPostgres(await database("small"), 1_000));
+  });
+}
+
+async function compareLists(engine: string, large: Filled, small: Filled) {
+  for (const [what, query, length] of LISTS)
+    await compare(
+      `${engine}, ${what}: 1,000,000 items beside 1,000`,
+      [large, small],
+      ({ url, size }) => latency(`${url}/items${query(size)}`, length),
+      "<= 3.0",
+      "ms",
+    );
 }
 
 async function filledSqlite(size: number): Promise<Filled> {
@@ -165,24 +209,29 @@ async function filledSqlite(size: number): Promise<Filled> {
   return { ...server, size };
 }
 
-class OutOfReach extends Error {}
-
-/** A database of its own, dropped at the end. */
-async function filledPostgres(size: number): Promise<Filled> {
-  const url = new URL(Bun.env.BENCH_DATABASE_URL ?? "postgres://postgres@127.0.0.1:5432/postgres");
-  const name = `items_bench_${process.pid}_${size}`;
-  const admin = new Bun.SQL(url.href, { connectionTimeout: 3 });
-  await admin.unsafe(`create database ${name}`).catch(({ message }) => {
-    throw new OutOfReach(`PostgreSQL at ${url.host} is not measured: ${message}.`);
-  });
-  undo.push(() => admin.unsafe(`drop database ${name} with (force)`));
-
-  url.pathname = name;
-  const server = await items({ DATABASE_URL: url.href });
-  await using sql = new Bun.SQL(url.href);
+async function filledPostgres(url: string, size: number): Promise<Filled> {
+  const server = await items({ DATABASE_URL: url });
+  await using sql = new Bun.SQL(url);
   await sql.unsafe(fill(size));
   await sql.unsafe("vacuum analyze items"); // as its autovacuum does, sooner or later
   return { ...server, size };
+}
+
+/** Measures with databases of its own, which are dropped at the end; without PostgreSQL, nothing. */
+async function onPostgres(measure: (database: (name: string) => Promise<string>) => Promise<void>) {
+  const url = new URL(Bun.env.BENCH_DATABASE_URL ?? "postgres://postgres@127.0.0.1:5432/postgres");
+  const admin = new Bun.SQL(url.href, { connectionTimeout: 3, max: 1 });
+  const fault = await admin`select 1`.then(
+    () => "",
+    ({ message }) => message,
+  );
+  if (fault) return console.log(`PostgreSQL at ${url.host} is not measured: ${fault}.`);
+  await measure(async (name) => {
+    const own = `items_bench_${process.pid}_${name}`;
+    await admin.unsafe(`create database ${own}`);
+    undo.push(() => admin.unsafe(`drop database ${own} with (force)`));
+    return Object.assign(new URL(url), { pathname: own }).href;
+  });
 }
 
 /** The median of sequential requests in milliseconds; more than two seconds count as missed. */
@@ -198,6 +247,119 @@ async function latency(url: string, length: number) {
     if (found !== length) throw new Error(`${url}: ${found} items, not ${length}`);
   }
   return { value: median(times) };
+}
+
+// ── Hostile ── what was made to cost much, beside what is plain and as long ─────────────────────
+
+type Asked = { what: string; line: string; fields?: Record<string, string>; body?: string };
+
+async function hostile() {
+  const settings = { TOKEN: "write", REHEARSE: "1", CORS_ORIGIN: "http://page.example" };
+  const server = await items(settings);
+  const text = "x".repeat(60_000);
+  const peaceful = `{"id":"1","name":"x","text":"${text}"}`;
+  for (const [what, body] of Object.entries(bodies()))
+    await beside(
+      { what, line: "POST /items", body },
+      { what, line: "POST /items", body: peaceful },
+    );
+  for (const [line, name, value] of fields()) {
+    const body = line.startsWith("P") ? '{"id":"1","name":"x"}' : undefined;
+    const what = `${line.slice(0, 20)} ${name}: ${value.slice(0, 20)}…`;
+    const plain = {
+      what,
+      line: line.slice(0, 12).trim(),
+      body,
+      fields: { "x-plain": "x".repeat(15_000) },
+    };
+    await beside({ what, line, body, fields: { [name]: value } }, plain);
+  }
+
+  async function beside(asked: Asked, plain: Asked) {
+    const measure = (each: Asked) => cpuOf(server, each);
+    await compare(asked.what, [asked, plain], measure, "<= 20", "µs");
+  }
+}
+
+/** Bodies of 60 kB. */
+function bodies() {
+  const nest = (before: string, open: string, close: string, after = "", inside = "") => {
+    const depth = Math.floor(60_000 / (open.length + close.length));
+    return before + open.repeat(depth) + inside + close.repeat(depth) + after;
+  };
+  const many = (one: (index: number) => string, count: number) =>
+    Array.from({ length: count }, (_, index) => one(index)).join(",");
+  const [item, name] = ['{"id":"1","name":"x",', '{"id":"5","name":'];
+  return {
+    arrays: nest("", "[", "]"),
+    "arrays without an end": "[".repeat(60_000),
+    objects: nest("", '{"a":', "}", "", "1"),
+    "objects, each an item": nest("", `${item}"a":`, "}", "", "1"),
+    "objects below an unknown member": nest(`${item}"x":`, '{"a":', "}", "}", "1"),
+    "half a pair below arrays": nest(`${item}"x":`, "[", "]", "}", '"\\ud800"'),
+    "halves in an array": `${item}"x":[${many(() => '"\\ud800"', 6000)}]}`,
+    "a half among numbers": `${item}"x":["\\ud800",${many(() => "1", 29_000)}]}`,
+    "many members": `{${many((index) => `"${index}":0`, 6500)}}`,
+    "one member many times": `{${many(() => '"id":"1"', 6500)}}`,
+    "many items": `[${many(() => '{"id":"1","name":"x"}', 2700)}]`,
+    "backslashes without an end": `"${"\\".repeat(60_001)}`,
+    digits: "1".repeat(60_000),
+    "arrays below the name": nest(name, "[", "]", "}"),
+    "objects below the name": nest(name, '{"a":', "}", "}", "1"),
+    "a long name": `${name}"${"x".repeat(60_000)}"}`,
+    "a name of halves": `${name}"${"\\ud800".repeat(10_000)}"}`,
+    "a name that ends badly": `${name}"${"x".repeat(60_000)}\\u0000"}`,
+    "an id of dots": `{"name":"x","id":"${".".repeat(60_000)}"}`,
+    "a name of members": `${name}{${many((index) => `"${index}":0`, 6500)}}}`,
+  };
+}
+
+/** Fields and targets of 15 kB. */
+function fields(): [line: string, name: string, value: string][] {
+  const long = (text: string) => text.repeat(Math.floor(15_000 / text.length));
+  const spaces = long(" ");
+  return [
+    ["POST /items", "content-type", `application/json;${spaces}x`],
+    ["POST /items", "content-type", `application/json${long(";charset=utf-8")}x`],
+    ["POST /items", "content-encoding", `identity${spaces}x`],
+    ["POST /items", "authorization", `bearer${spaces}x y`],
+    ["POST /items", "authorization", `bearer ${long("x")}`],
+    ["GET /items/1", "accept", long("*/*;q=0,")],
+    ["GET /items/1", "accept", `*/*;q=0.${long("0")}1`],
+    ["GET /items/1", "accept", `application/json${long(";")}q=1`],
+    ["GET /items/1", "if-none-match", long('"')],
+    ["GET /items/1", "if-none-match", long('"x",')],
+    ["GET /items/1", "if-none-match", long("W/")],
+    ["GET /items/1", "if-match", `"${spaces}x`],
+    ["PUT /items/1", "if-match", long('W/""')],
+    ["GET /items/1", "prefer", long("code=")],
+    ["GET /items/1", "prefer", `code=50${spaces}3`],
+    ["GET /items/1", "origin", `http://${long("a.")}localhos`],
+    ["GET /items/1", "origin", `http://127${long(".1")}x`],
+    ["GET /items/1", "host", `${long("a.")}localhost`],
+    ["GET /items/1", "host", `[${long(":")}]`],
+    [`GET /items?${long("a=b&")}`, "x-x", "many members"],
+    [`GET /items?name=${long("%41")}`, "x-x", "a long member"],
+    [`GET /items?limit=${long("1")}`, "x-x", "a large limit"],
+    [`GET /items/${long("%41")}`, "x-x", "a long id"],
+    [`GET ${long("/")}`, "x-x", "slashes"],
+    [`GET ${long("/..")}/items`, "x-x", "upwards"],
+  ];
+}
+
+/** Microseconds of processor time that each of many such requests costs, sent one by one. */
+async function cpuOf({ pid, url }: Server, { line, fields = {}, body }: Asked): Promise<Figure> {
+  const [method = "", target = ""] = line.split(" ");
+  const headers = { authorization: "Bearer write", ...JSON_TYPE, ...fields };
+  const [before, end] = [processorTime(pid), performance.now() + 300];
+  let sent = 0;
+  for (; performance.now() < end; sent++) {
+    const answer = await fetch(url + target, { method, headers, body });
+    if (answer.status >= 500)
+      throw new Error(`${line.slice(0, 20)} was answered ${answer.status}.`);
+    await answer.text();
+  }
+  return { value: ((processorTime(pid) - before) * 1_000_000) / sent };
 }
 
 // ── Peers ── the same work, as the documentation of each would have it ───────────────────────────
@@ -242,6 +404,7 @@ async function peers() {
   const wrong: string[] = [];
   const tryPosts: typeof posts = (server) => posts(server).catch(() => ({ value: NaN }));
   const ours = await items();
+  const { PEERS } = await import("./.ci/peers");
   for (const { packages, run, program = "" } of PEERS) {
     const [name = ""] = packages;
     const cwd = mkdtempSync(join(FOLDER, "peer-"));
@@ -259,16 +422,29 @@ async function peers() {
   }
   await judge("items", ours, await items());
   console.table(judged);
+  if (!hasRules) console.log("The rules of HTTP are not asked: there is no .ci/conformance.ts.");
   console.log(wrong.join("\n"));
 
   async function judge(server: string, used: Server, fresh: Server) {
     const found = await faults(fresh);
     wrong.push(...found.map((each) => `${server}: ${each}`));
     const right = `${EVERYDAY.length - found.length} of ${EVERYDAY.length}`;
-    judged.push({ server, right, "memory after the load": `${Math.round(memory(used))} MiB` });
+    const load = `${Math.round(memory(used))} MiB`;
+    const [rules = "", broken = "none"] = hasRules ? await rulesOf(fresh) : [];
+    if (hasRules) wrong.push(`${server}: rules of HTTP that it breaks: ${broken}`);
+    judged.push({ server, right, "rules of HTTP": rules, "memory after the load": load });
     await Promise.all([fresh.stop(), server === "items" || used.stop()]);
   }
 }
+
+/** What .ci/conformance.ts says of a server: `33 of 33, 4 rules broken`, and which. */
+async function rulesOf({ url }: Server) {
+  const { checkConformance, summaryOf } = await import(RULES);
+  const conformance = await checkConformance(url, ["/items", "/items/1", "/items/9", "/nowhere"]);
+  return String(summaryOf(conformance)).split(": ");
+}
+const RULES = join(import.meta.dir, ".ci", "conformance.ts");
+const hasRules = existsSync(RULES);
 
 /** What a server gets wrong of them. */
 async function faults({ url }: Server) {
@@ -299,139 +475,6 @@ async function faults({ url }: Server) {
   }
   return found;
 }
-
-/** What the four share: an SQLite file that keeps what it has acknowledged. */
-const STORE = `
-  const db = new Database(process.env.FILE);
-  db.exec("pragma journal_mode = wal; pragma synchronous = full");
-  db.exec("create table if not exists items (id text primary key, name text not null)");
-  db.exec("insert or ignore into items values ('1', 'apple'), ('2', 'banana')");
-  const list = db.prepare("select * from items order by id limit 20");
-  const find = db.prepare("select * from items where id = ?");
-  const insert = db.prepare("insert into items values (?, ?) on conflict do nothing");
-  const update = db.prepare("update items set name = ? where id = ?");
-  const remove = db.prepare("delete from items where id = ?");
-  const at = (id) => "/items/" + encodeURIComponent(id);`;
-const ON_BUN = `import { Database } from "bun:sqlite";${STORE}`;
-const ON_NODE = `import Database from "better-sqlite3";${STORE}`;
-const NODE = "node@26.10.0"; // better-sqlite3 and json-server want a newer one than many have
-const BETTER_SQLITE = "better-sqlite3@13.2.0";
-
-type Peer = { packages: string[]; run: string; program?: string };
-const PEERS: Peer[] = [
-  {
-    packages: ["hono@4.13.19"],
-    run: "exec bun server.js",
-    program: `${ON_BUN}
-      import { Hono } from "hono";
-      import { etag } from "hono/etag";
-      import { validator } from "hono/validator";
-
-      const body = (...members) => validator("json", (value, c) =>
-        members.every((each) => typeof value[each] === "string") ? value : c.text("Invalid!", 400));
-
-      const app = new Hono();
-      app.use("/items/*", etag());
-      app.get("/items", (c) => c.json(list.all()));
-      app.get("/items/:id", (c) => {
-        const item = find.get(c.req.param("id"));
-        return item ? c.json(item) : c.notFound();
-      });
-      app.post("/items", body("id", "name"), (c) => {
-        const { id, name } = c.req.valid("json");
-        if (!insert.run(id, name).changes) return c.json({ error: "Taken" }, 409);
-        return c.json({ message: "Created!" }, 201, { Location: at(id) });
-      });
-      app.put("/items/:id", body("name"), (c) => {
-        const { changes } = update.run(c.req.valid("json").name, c.req.param("id"));
-        return changes ? c.json({ message: "Updated!" }) : c.notFound();
-      });
-      app.delete("/items/:id", (c) =>
-        remove.run(c.req.param("id")).changes ? c.body(null, 204) : c.notFound());
-      export default { fetch: app.fetch, hostname: "127.0.0.1", port: process.env.PORT };`,
-  },
-  {
-    packages: ["fastify@5.12.8", "@fastify/etag@6.2.0", BETTER_SQLITE, NODE],
-    run: "exec node server.js",
-    program: `${ON_NODE}
-      import Fastify from "fastify";
-      import etag from "@fastify/etag";
-
-      const body = (...required) => ({ schema: { body: { type: "object", required,
-        properties: { id: { type: "string" }, name: { type: "string" } } } } });
-
-      const fastify = Fastify();
-      await fastify.register(etag);
-      fastify.get("/items", () => list.all());
-      fastify.get("/items/:id", (request, reply) =>
-        find.get(request.params.id) ?? reply.callNotFound());
-      fastify.post("/items", body("id", "name"), (request, reply) => {
-        const { id, name } = request.body;
-        if (!insert.run(id, name).changes) return reply.code(409).send({ error: "Taken" });
-        return reply.code(201).header("Location", at(id)).send({ message: "Created" });
-      });
-      fastify.put("/items/:id", body("name"), (request, reply) => {
-        const { changes } = update.run(request.body.name, request.params.id);
-        return changes ? { message: "Updated" } : reply.callNotFound();
-      });
-      fastify.delete("/items/:id", (request, reply) =>
-        remove.run(request.params.id).changes ? reply.code(204).send() : reply.callNotFound());
-      await fastify.listen({ port: process.env.PORT });`,
-  },
-  {
-    packages: ["express@5.3.0", BETTER_SQLITE, NODE],
-    run: "exec node server.js",
-    program: `${ON_NODE}
-      import express from "express";
-
-      const body = (...members) => (req, res, next) =>
-        members.every((each) => typeof req.body?.[each] === "string") ? next() : res.sendStatus(400);
-
-      const app = express();
-      app.use(express.json());
-      app.get("/items", (req, res) => res.json(list.all()));
-      app.get("/items/:id", (req, res) => {
-        const item = find.get(req.params.id);
-        return item ? res.json(item) : res.sendStatus(404);
-      });
-      app.post("/items", body("id", "name"), (req, res) => {
-        const { id, name } = req.body;
-        if (!insert.run(id, name).changes) return res.sendStatus(409);
-        res.status(201).location(at(id)).json({ message: "Created" });
-      });
-      app.put("/items/:id", body("name"), (req, res) =>
-        res.sendStatus(update.run(req.body.name, req.params.id).changes ? 200 : 404));
-      app.delete("/items/:id", (req, res) =>
-        res.sendStatus(remove.run(req.params.id).changes ? 204 : 404));
-      app.listen(process.env.PORT, "127.0.0.1");`,
-  },
-  {
-    packages: ["elysia@1.4.30"],
-    run: "exec bun server.js",
-    program: `${ON_BUN}
-      import { Elysia, t } from "elysia";
-
-      new Elysia()
-        .get("/items", () => list.all())
-        .get("/items/:id", ({ params, status }) => find.get(params.id) ?? status(404))
-        .post("/items", ({ body: { id, name }, set, status }) => {
-          if (!insert.run(id, name).changes) return status(409);
-          set.headers.location = at(id);
-          return status(201, { message: "Created" });
-        }, { body: t.Object({ id: t.String(), name: t.String() }) })
-        .put("/items/:id", ({ body, params, status }) =>
-          update.run(body.name, params.id).changes ? { message: "Updated" } : status(404),
-          { body: t.Object({ name: t.String() }) })
-        .delete("/items/:id", ({ params, status }) =>
-          status(remove.run(params.id).changes ? 204 : 404))
-        .listen({ hostname: "127.0.0.1", port: process.env.PORT });`,
-  },
-  ...["json-server@0.17.4", "json-server@1.0.0-beta.15"].map((version) => ({
-    packages: [version, NODE],
-    run: `echo '{"items":[{"id":"1","name":"apple"},{"id":"2","name":"banana"}]}' > "$FILE.json"
-      exec json-server "$FILE.json" --port "$PORT" --host 127.0.0.1`,
-  })),
-];
 
 // ── Rounds ── two servers in turn, and the row that comes of it ──────────────────────────────────
 
@@ -506,6 +549,27 @@ async function posts(server: Server): Promise<Figure> {
 async function lonePost(server: Server): Promise<Figure> {
   return { value: (await load(server, { clients: 1, post: true })).latency };
 }
+
+/** Microseconds of processor time, of each. */
+async function cpuOfGet(server: Server): Promise<Figure> {
+  return { value: 1_000_000 / (await load(server)).perCpu };
+}
+
+/** The milliseconds that 800 PUTs take that are sent at once, to so many items. */
+const puts =
+  ({ url }: Server) =>
+  async (among: number) => {
+    const began = performance.now();
+    const put = async (_: unknown, index: number) => {
+      const body = `{"name":"${index}"}`;
+      const init = { method: "PUT", headers: JSON_TYPE, body };
+      const answer = await fetch(`${url}/items/put-${index % among}`, init);
+      if (!answer.ok) throw new Error(`A PUT was answered ${answer.status}.`);
+      await answer.text();
+    };
+    await Promise.all(Array.from({ length: 800 }, put));
+    return { value: performance.now() - began };
+  };
 
 async function million(server: Server) {
   for (let sent = 0; sent < 1_000_000;) sent += (await load(server, { seconds: 5 })).requests;
@@ -638,9 +702,9 @@ await Bun.write(
 
 try {
   const [, , mode = ""] = Bun.argv;
-  const measure = { "": figures, "--growth": growth, "--peers": peers }[mode];
-  if (!measure) refuse(`${mode} is neither --growth nor --peers.`);
-  else if (measure !== growth && !Bun.which("wrk"))
+  const measure = { "": figures, "--growth": growth, "--hostile": hostile, "--peers": peers }[mode];
+  if (!measure) refuse(`${mode} is none of --growth, --hostile and --peers.`);
+  else if ([figures, peers].includes(measure) && !Bun.which("wrk"))
     refuse("wrk is missing; install it with `apt-get install wrk` or `brew install wrk`.");
   else {
     await measure();
