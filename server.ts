@@ -844,7 +844,7 @@ async function openCollection<Schema extends TObject>(
     return { document, rule };
   }
   const parse = ({ document }: Row): One => mergePatch(schema, {}, JSON.parse(document));
-  const read = async (...statement: Statement) => (await store.read(statement)).map(parse);
+  const read = (...statement: Statement) => store.read(statement).then((rows) => rows.map(parse));
 
   async function find(id: string) {
     return isId(id) ? (await read(sql.find, id))[0] : undefined;
