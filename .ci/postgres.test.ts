@@ -285,8 +285,8 @@ describe.concurrent("a database that is away", () => {
     const asked = [to.status(`GET ${ITEMS}/1`), to.status(`PUT ${ITEMS}/1`, put("x"))];
     expect(await Promise.all(asked)).toEqual([503, 503]);
     address.to = there;
-    expect(await to.status(`GET ${ITEMS}/1`)).toBe(200);
-    expect(await to.status(`PUT ${ITEMS}/1`, put("apple"))).toBe(200);
+    await until(async () => (await to.status(`GET ${ITEMS}/1`)) === 200);
+    await until(async () => (await to.status(`PUT ${ITEMS}/1`, put("apple"))) === 200);
     await to.stop();
     const said = to.stderr.text
       .trim()
