@@ -297,7 +297,7 @@ function checkConditions({ request, set }: Exchange, tag?: string) {
 
 const STALE = "If-Match or If-None-Match does not hold";
 
-/** The entity tags of a list; none where it is malformed, so that nothing is written. */
+/** The entity tags of a list. A malformed one names none, so If-Match does not hold. */
 function tagsIn(list: string): string[] {
   const tag = /(W\/)?"[^"]*"/g; // "a" or W/"a"
   const rest = list.replace(tag, "\0").replace(/\s/g, "");
