@@ -1438,7 +1438,7 @@ function isOrigin(text: string) {
 }
 
 const isStore: Test = (text) =>
-  SQLITE.test(text) || (/^postgres(ql)?:/.test(text) && URL.canParse(text));
+  SQLITE.test(text) || (/^postgres(ql)?:\/\/[^/\s]/.test(text) && URL.canParse(text));
 const SQLITE = /^sqlite:\/\/(:memory:|(?!file:|:|\s)[^?#]*[^?#\s])$/; // sqlite://items.sqlite
 
 const wordRule = "visible ASCII characters without a space";
@@ -1586,7 +1586,7 @@ async function listen() {
 
 /** The host to print: for all interfaces, the first address that other machines see. */
 function reachableName(host: string) {
-  if (!/^(0\.0\.0\.0|::)$/.test(host)) return host.includes(":") ? `[${host}]` : host;
+  if (!/^(0(\.0\.0\.0)?|::)$/.test(host)) return host.includes(":") ? `[${host}]` : host;
   const all = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
   const outer = all.find(({ family, internal }) => family === "IPv4" && !internal);
   return outer?.address ?? "localhost";
