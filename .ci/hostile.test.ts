@@ -279,6 +279,14 @@ describe.concurrent("15 kB of a field or a target", () => {
 // ── Who stalls ── holds up nobody, and not for ever ──────────────────────────────────────────────
 
 describe.concurrent("a client that stalls", () => {
+  test("and keeps its connection gets the refusal before it has sent the body", async () => {
+    const to = await start({ LOG: "off" });
+    const keep = "Connection: keep-alive";
+    const bytes = wire(`POST ${ITEMS}`, HOST, JSON_TYPE, keep, "Content-Length: 65537");
+    expect((await exchange(to, bytes)).slice(0, 12)).toBe("HTTP/1.1 413");
+    await to.stop();
+  });
+
   test("holds up nobody: 500 of them send half a request, and others are answered", async () => {
     const to = await start({ LOG: "off" });
     const halves = [postOf(100) + '{"id"', `GET ${ITEMS}/1 HT`, ""];
