@@ -448,8 +448,9 @@ function allowOrigin({ request, set }: Exchange) {
 }
 
 function isLetIn({ headers }: Request) {
-  const origin = headers.get("origin") ?? "";
-  return EVERY_PAGE || CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
+  const origin = headers.get("origin");
+  if (EVERY_PAGE || origin === null) return EVERY_PAGE;
+  return CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
 }
 // http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
 const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
@@ -668,8 +669,8 @@ function textPattern() {
 
 /** A segment of a path: no / or \, which proxies rewrite; no . or .., which URLs resolve. */
 function segmentPattern() {
-  const [any, noDot] = [character(String.raw`/\\`), character(String.raw`./\\`)];
-  return String.raw`^(\.?${noDot}|\.\.${any})${any}*$`; // a, .a, ..a, ...
+  const [some, noDot] = [character(String.raw`/\\`), character(String.raw`./\\`)];
+  return String.raw`^(\.?${noDot}|\.\.${some})${some}*$`; // a, .a, ..a, ...
 }
 
 /** One character: no control character (Cc), not U+FFFD (read with loss), none of `except`. */
@@ -1495,7 +1496,7 @@ async function checkEnvFile() {
   if (!isUtf8(text) || text.includes(0)) quit(".env may only be a file of UTF-8 text.");
 }
 
-/** There are no options: any argument prints the settings, and what each may be. */
+/** There are no options. Every argument prints the settings, and what each may be. */
 function printSettings(): never {
   const isCompiled = /\$bunfs|~BUN/.test(Bun.main);
   const program = isCompiled ? `./${basename(process.execPath)}` : `bun ${basename(Bun.main)}`;
