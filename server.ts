@@ -619,10 +619,13 @@ function send(next: (request: Request) => unknown) {
       !/^(0|)$/.test(headers.get("content-length") ?? "") || headers.has("transfer-encoding");
     if (hasBody) app.server?.timeout(arrived, BODY_TIME);
 
-    const response = await answer(request).catch((error) => {
+    let response: Response;
+    try {
+      response = await answer(request);
+    } catch (error) {
       logError(request, arrived.url, error);
-      return Response.json({ error: BROKEN }, { status: 500 });
-    });
+      response = Response.json({ error: BROKEN }, { status: 500 });
+    }
     if (outages.size > 0) reportRecovery(request, response);
     if (hasBody) await dropBody(request, response.status);
     if (hasBody) app.server?.timeout(arrived, IDLE_TIME);
@@ -848,7 +851,9 @@ async function openCollection<Schema extends TObject>(
   const read = (...statement: Statement) => store.read(statement).then((rows) => rows.map(parse));
 
   async function find(id: string) {
-    return isId(id) ? (await read(sql.find, id))[0] : undefined;
+    if (!isId(id)) return undefined; // nothing can have it
+    const [row] = await store.read([sql.find, id]);
+    return row && parse(row);
   }
 
   /** A page after an id; `last` is its last id, if there are more. */
@@ -902,8 +907,10 @@ function testFor({ properties }: TObject, name: string) {
 
 /** What a merge patch (RFC 7396) makes of an object: null removes, unless it is a value. */
 function mergePatch({ properties }: TObject, target: Document, patch: Document) {
-  for (const [name, member] of Object.entries<TSchema>(properties)) {
-    const [value, inner] = [patch[name], besideNull(member)];
+  for (const name of Object.keys(properties)) {
+    const member = properties[name] as TSchema;
+    const inner = besideNull(member);
+    const value = patch[name];
     if (value === null && !member.nullable) delete target[name];
     else if (isObject(inner) && value instanceof Object)
       target[name] = mergePatch(inner, { ...(target[name] as Document) }, value as Document);
