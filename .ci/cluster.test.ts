@@ -212,7 +212,8 @@ describe("a synchronous replica", () => {
     expect(created.filter((id) => !there.has(id))).toEqual([]);
     // These were cut off between their commit and its answer: at most one a connection.
     expect(refused.filter((id) => there.has(id)).length).toBeLessThanOrEqual(8);
-    expect(statuses.sort()).toEqual([201, 503]);
+    // A promotion that is quick enough is waited for, and nobody is refused.
+    expect(statuses.filter((status) => ![201, 503].includes(status))).toEqual([]);
     await reading.stop();
   });
 });
