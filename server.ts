@@ -1455,6 +1455,7 @@ const storeRule =
 const originRule = "* or origins like http://a.test:81";
 const delayRule = "a whole number of milliseconds up to 25000";
 const mayBe: Record<string, string> = {}; // what each setting may be
+const defaults: Record<string, string> = {}; // what it is where it is not set
 const isTerminal = process.stdout.isTTY;
 
 await checkEnvFile();
@@ -1474,6 +1475,7 @@ if (import.meta.main && process.argv.length > 2) printSettings();
 /** The text of a setting. Empty means not set, but an empty token is refused. */
 function setting(name: string, fallback: string, what: string, isFine: Test) {
   mayBe[name] = what;
+  defaults[name] = fallback;
   const text = Bun.env[name];
   if (text === undefined || (text === "" && !name.endsWith("TOKEN"))) return fallback;
   return isFine(text) ? text : refuse(name, text, text === "" ? "it is set, but empty" : "");
@@ -1503,11 +1505,14 @@ async function checkEnvFile() {
   if (!isUtf8(text) || text.includes(0)) quit(".env may only be a file of UTF-8 text.");
 }
 
-/** There are no options. Every argument prints the settings, and what each may be. */
+/** There are no options. Every argument prints the settings, what each may be, and is. */
 function printSettings(): never {
   const isCompiled = /\$bunfs|~BUN/.test(Bun.main);
   const program = isCompiled ? `./${basename(process.execPath)}` : `bun ${basename(Bun.main)}`;
-  const lines = Object.entries(mayBe).map(([name, what]) => `  ${name.padEnd(14)}${what}`);
+  const rest = (name: string) => defaults[name] && ` (default: ${defaults[name]})`;
+  const lines = Object.entries(mayBe).map(
+    ([name, what]) => `  ${name.padEnd(14)}${what}${rest(name)}`,
+  );
   console.log(`Settings are in the environment or in .env: PORT=3001 ${program}\n`);
   console.log(lines.join("\n"));
   process.exit(/^(-h|--help)$/.test(process.argv[2] ?? "") ? 0 : 1);

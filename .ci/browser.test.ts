@@ -12,14 +12,14 @@ import {
   exampleOf,
   fresh,
   guarded,
-  has,
+  can,
   type Live,
   start,
 } from "../server.test";
 
 const OPERATIONS = ["listItems", "createItem", "getItem", "putItem", "patchItem", "deleteItem"];
 const chromium = ["chromium", "google-chrome"].find((name) => Bun.which(name)) ?? "chromium";
-const withBrowser = test.if(has(chromium, "the tests in a browser"));
+const withBrowser = test.if(can([chromium], "the tests in a browser"));
 const axe = beside("node_modules/axe-core/axe.min.js");
 if (!existsSync(axe)) console.log("Skipped: who can read the docs, for axe-core is not installed.");
 const withAxe = existsSync(axe) ? withBrowser : test.skip;

@@ -14,7 +14,7 @@ import {
   exchange,
   FOLDER,
   fresh,
-  has,
+  can,
   HOST,
   ITEMS,
   JSON_TYPE,
@@ -170,7 +170,7 @@ describe.concurrent("a body of 256 MiB", () => {
   const huge = join(FOLDER, "256-mib");
   const curl = `curl -s -o /dev/null -w %{http_code} -X POST -H Content-Type:application/json -H Expect:`;
   const size = ["-H", `Content-Length: ${SIZE}`];
-  const [hasCurl, hasNode] = [has("curl", "413 to curl"), has("node", "413 to Node")];
+  const [hasCurl, hasNode] = [can(["curl"], "413 to curl"), can(["node"], "413 to Node")];
   const node = (fields: string) => `
     const headers = { "content-type": "application/json"${fields} };
     const request = require("node:http").request(process.argv[1], { method: "POST", headers });

@@ -152,11 +152,11 @@ async function judgeAll() {
 /** The suite that fails, twice, with such a server.ts; nothing if there is none. */
 function judge(text: string) {
   return inCopy(text, async (folder) => {
-    if (await fails(folder, ["test"])) return "bun test";
-    if (POSTGRES && (await fails(folder, ["test"], POSTGRES))) return "PostgreSQL";
+    if (await fails(folder, ["test", "--bail"])) return "bun test";
+    if (POSTGRES && (await fails(folder, ["test", "--bail"], POSTGRES))) return "PostgreSQL";
     const names = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))].sort();
     for (const name of options.hardening ? names : [])
-      if (await fails(folder, ["test", "--isolate", `./.ci/${name}`])) return `.ci/${name}`;
+      if (await fails(folder, ["test", "--bail", "--isolate", `./.ci/${name}`])) return `.ci/${name}`;
     return "";
   });
 }

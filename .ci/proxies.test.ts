@@ -13,7 +13,7 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
-  has,
+  can,
   isListening,
   type Live,
   newStore,
@@ -24,7 +24,7 @@ import {
 import { freePort, LEASH, startNginx } from "./nginx";
 
 const isCI = Bun.env.CI === "true";
-const needs = (name: string, what: string) => test.if(has(name, what) || isCI);
+const needs = (name: string, what: string) => test.if(can([name], what) || isCI);
 const withNginx = needs("nginx", "a plain nginx");
 const withCaddy = needs("caddy", "TLS and a prefix by Caddy");
 const withHaproxy = needs("haproxy", "HAProxy, its check and a restart under load");
@@ -32,11 +32,13 @@ const withSquid = needs("squid", "Squid's cache");
 const withVarnish = needs("varnishd", "Varnish's cache");
 const withPython = needs("python3", "Python's urllib");
 const httpProxy = join(import.meta.dir, "../node_modules/http-proxy");
-const hasHttpProxy = existsSync(httpProxy) && has("node", "http-proxy");
+const hasHttpProxy = existsSync(httpProxy) && can(["node"], "http-proxy");
 if (!existsSync(httpProxy)) console.log("Skipped: http-proxy, for it is not installed.");
 const withHttpProxy = test.if(hasHttpProxy || isCI);
 const chromium = ["chromium", "google-chrome"].find((name) => Bun.which(name)) ?? "chromium";
-const hasAll = [chromium, "nginx", "caddy"].every((name) => has(name, "the docs page behind them"));
+const hasAll = [chromium, "nginx", "caddy"].every((name) =>
+  can([name], "the docs page behind them"),
+);
 const withBrowser = test.if(hasAll || isCI);
 
 const FOLDER = mkdtempSync(join(tmpdir(), "items-proxies-"));

@@ -33,7 +33,10 @@ const canBeOrdinary = can([...ordinary, "true"], "what an ordinary user may not"
 /** What each setting may be, as `--help` has it. */
 const help = await endOf([...program(), "--help"]);
 const mayBe: Settings = Object.fromEntries(
-  [...help.stdout.matchAll(/^ {2}([A-Z_]+) +(.+)$/gm)].map(([, name, rule]) => [name, rule]),
+  [...help.stdout.matchAll(/^ {2}([A-Z_]+) +(.+?)( \(default: .+\))?$/gm)].map(([, name, rule]) => [
+    name,
+    rule,
+  ]),
 );
 const NAMES =
   "PORT HOST DATABASE_URL TOKEN READ_TOKEN ALLOWED_HOSTS CORS_ORIGIN RATE DELAY REHEARSE LOG";
@@ -242,6 +245,20 @@ describe.concurrent(".env", () => {
     const url = await stdout.until(/http:\/\/\S+(?=\n)/);
     return { end: () => (child.kill("SIGTERM"), child.exited), url };
   }
+});
+
+// ── RATE ── counts what a client asks in a second, and starts anew with the next ─────────────────
+
+test("RATE=3 answers three of a second, and no preflight is one of them", async () => {
+  const to = await start({ RATE: "3" });
+  const preflight = { origin: "http://localhost", "access-control-request-method": "PUT" };
+  // On a busy machine a second may end meanwhile: then it is the next one that is counted.
+  for (let answered = 0; answered !== 3;) {
+    while ((await to.status(`GET ${ITEMS}`)) === 429);
+    expect(await to.status("OPTIONS /nowhere", preflight)).toBe(204);
+    for (answered = 1; (await to.status(`GET ${ITEMS}`)) !== 429; answered++);
+  }
+  await to.stop();
 });
 
 // ── The start ── says where, and what is in force ────────────────────────────────────────────────

@@ -15,7 +15,7 @@ import {
   FOLDER,
   fresh,
   GUARDS,
-  has,
+  can,
   HOST,
   isListening,
   ITEMS,
@@ -226,7 +226,7 @@ describe.concurrent("the log that goes elsewhere", () => {
 // ── Pipes ── that nobody reads, and whose reader has gone away ───────────────────────────────────
 
 describe.concurrent("a pipe", () => {
-  const withPipe = test.if(has("mkfifo", "a pipe that nobody reads"));
+  const withPipe = test.if(can(["mkfifo"], "a pipe that nobody reads"));
 
   /** A server whose log and errors go to a pipe; who reads it decides when. */
   async function startOnPipe(name: string) {
@@ -433,7 +433,7 @@ describe.concurrent("a parent that goes away", () => {
     ],
   ];
   for (const [name, command, begin] of parents)
-    test.if(has(command, `a parent that is ${name}`))(
+    test.if(can([command], `a parent that is ${name}`))(
       `takes the server with it: ${name}, killed`,
       async () => {
         const code = `const all = JSON.parse(process.argv[1]); ${begin}; setInterval(() => {}, 1000);`;

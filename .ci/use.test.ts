@@ -13,7 +13,7 @@ import {
   environment,
   FOLDER,
   fresh,
-  has,
+  can,
   program,
   run,
   spawn,
@@ -63,7 +63,7 @@ describe.if(hasReadme)("the recipes", () => {
     await spawn(["tail", `--pid=${pid}`, "-f", "/dev/null"]).child.exited; // it ends with the server
   });
 
-  test.if(has("node", "the line for vitest"))(
+  test.if(can(["node"], "the line for vitest"))(
     "the line for vitest starts one from Node",
     async () => {
       const line = found(/in vitest `(spawn\(.*?\))`/);
@@ -139,7 +139,7 @@ describe.if(hasReadme)("the recipes", () => {
     expect(await child.exited).toBe(0);
   });
 
-  test.if(has("systemd-analyze", "the unit file"))("the unit file is one", async () => {
+  test.if(can(["systemd-analyze"], "the unit file"))("the unit file is one", async () => {
     const [, unit = ""] =
       /```ini\n([^]*?)```/.exec(readFileSync(beside("README.md"), "utf8")) ?? [];
     const file = join(mkdtempSync(join(FOLDER, "unit-")), "items.service");
