@@ -394,8 +394,10 @@ chapter("conditions of a read, of the docs too", () => {
     const [target = "", type = ""] = part.split(" ");
     const { headers, text } = await ask(`GET ${target}`, { range: "bytes=0-3" });
     expect(text.length).toBeGreaterThan(4); // the whole, whatever part is asked for
-    expect(headers.get("content-type")).toStartWith(type);
-    expect(headers.has("content-security-policy")).toBe(!type.endsWith("json"));
+    expect(headers.get("content-type")?.split(";")[0]).toBe(type);
+    const policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'";
+    const said = headers.get("content-security-policy");
+    expect(said).toBe(type.endsWith("json") ? null : policy);
     const etag = headers.get("etag") ?? "";
     const get = (fields: Asks) => status(`GET ${target}`, fields);
     for (const list of [etag, `W/${etag}`, `"a,b" , ${etag}`, "*"])
@@ -456,13 +458,14 @@ chapter("anywhere", () => {
       expect((await raw(wire(`${method} ${ITEMS}${rest}`, HOST))).status).toBe(400);
   });
 
-  test("400 to a target with a byte that is no UTF-8", async () => {
-    for (const byte of ["\x80", "\xe9", "\xff"]) {
-      const bytes = Buffer.from(wire(`PUT ${ITEMS}/${byte}`, HOST), "latin1");
+  test.each([0x80, 0xe9, 0xff])(
+    "400 to a target with a byte that is no UTF-8: %d",
+    async (byte) => {
+      const bytes = Buffer.from(wire(`PUT ${ITEMS}/${String.fromCharCode(byte)}`, HOST), "latin1");
       const reply = parse(await exchange(live, bytes));
       expect((await inspect(live, `PUT ${ITEMS}/\ufffd`, reply)).status).toBe(400);
-    }
-  });
+    },
+  );
 
   test("421 to a Host that only looks like ours, 200 to any that is, or is an address", async () => {
     for (const [request, asks] of operations())
@@ -636,6 +639,7 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
         const [allowed, exposed] = open.includes(origin) ? [origin, "*"] : [null, null];
         expect(headers.get("access-control-allow-origin")).toBe(allowed);
         expect(headers.get("access-control-expose-headers")).toBe(exposed);
+        expect(headers.has("access-control-max-age")).toBe(false);
         expect(headers.has("access-control-allow-credentials")).toBe(false);
       }
   });
@@ -707,26 +711,34 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     const [prefer, json] = ["header Prefer", "application/json"];
     const fields = `header If-Match, header If-None-Match, ${prefer}`;
     const lines = Object.entries(paths).flatMap(([path, methods]) =>
-      Object.entries(methods).map(([method, { parameters = [], requestBody, responses }]) => {
+      Object.entries(methods).map(([method, operation]) => {
+        const { operationId, parameters = [], requestBody, responses } = operation;
         const all = parameters.map((each) => `${each.in} ${each.name}`).join(", ");
         const taken = Object.keys(requestBody?.content ?? {}).join(", ");
         const given = Object.values(responses).flatMap(({ content = {} }) => Object.keys(content));
-        return [`${method} ${path}: ${all}`, taken, [...new Set(given)].join(", ")];
+        return [`${method} ${path} ${operationId}: ${all}`, taken, [...new Set(given)].join(", ")];
       }),
     );
     expect(lines.filter(([line]) => line?.includes(` ${ITEMS}`))).toEqual([
-      [`get ${ITEMS}: query limit, query after, query name, ${fields}`, "", json],
-      [`post ${ITEMS}: ${prefer}`, json, json],
-      [`get ${ITEMS}/{id}: path id, ${fields}`, "", json],
-      [`put ${ITEMS}/{id}: path id, ${fields}`, json, json],
-      [`patch ${ITEMS}/{id}: path id, ${fields}`, `${json}, application/merge-patch+json`, json],
-      [`delete ${ITEMS}/{id}: path id, ${fields}`, "", json],
+      [`get ${ITEMS} listItems: query limit, query after, query name, ${fields}`, "", json],
+      [`post ${ITEMS} createItem: ${prefer}`, json, json],
+      [`get ${ITEMS}/{id} getItem: path id, ${fields}`, "", json],
+      [`put ${ITEMS}/{id} putItem: path id, ${fields}`, json, json],
+      [
+        `patch ${ITEMS}/{id} patchItem: path id, ${fields}`,
+        `${json}, application/merge-patch+json`,
+        json,
+      ],
+      [`delete ${ITEMS}/{id} deleteItem: path id, ${fields}`, "", json],
     ]);
-    expect(JSON.stringify(await documentOf(live))).not.toContain("Prefer");
+    const text = JSON.stringify(await documentOf(live));
+    expect(text).not.toContain("Prefer");
+    const types = new Set([...text.matchAll(/"type":"(.+?)"/g)].map(([, type]) => type));
+    expect([...types].sort()).toEqual(["array", "integer", "object", "string"]);
   });
 });
 
-chapter("RATE and DELAY", () => {
+chapter("RATE", () => {
   test("429 to each operation of a client over RATE, whomever it says it is", async () => {
     const to = await start({ RATE: "3" });
     for (const [request, asks] of operations()) {
@@ -737,16 +749,6 @@ chapter("RATE and DELAY", () => {
       }
     }
     expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204); // preflights do not count
-    await to.stop();
-  });
-
-  test("DELAY keeps back all but a preflight; at the end what waits is answered at once", async () => {
-    const to = await start({ DELAY: "25000" });
-    const { answer } = await open(to, wire(`GET ${ITEMS}/1`, HOST));
-    const first = await Promise.race([answer, to.ask("OPTIONS /nowhere", PAGE)]);
-    expect(first).toMatchObject({ status: 204 });
-    to.child.kill("SIGTERM");
-    expect((await inspect(to, `GET ${ITEMS}/1`, parse(await answer))).status).toBe(200);
     await to.stop();
   });
 });
@@ -958,6 +960,8 @@ chapter("the README", () => {
     const tour = blocks.find((code) => code.startsWith("ask()")) ?? "";
     const COMMENT = /# (\d{3} .+)$/gm;
     const comments = [...tour.matchAll(COMMENT)].map(([, comment]) => comment);
+    const created = operationOf(`POST ${ITEMS}`)?.requestBody?.content["application/json"];
+    expect(tour).toContain(`--json '${JSON.stringify(exampleOf(created?.schema))}'`);
     expect(comments).toEqual(rows.map(({ sentence, status }) => `${status} ${sentence}`));
 
     const [line = ""] = /TOKEN=\S+ ([A-Z_]+=\S+ )*bun server\.ts/.exec(readme) ?? [];
@@ -1336,12 +1340,7 @@ async function send(to: Live, request: string, { body, json, fleeting, ...fields
 }
 
 /** What must hold for every answer of this server. */
-export async function inspect(
-  to: Live,
-  request: string,
-  got: Got,
-  fleeting = false,
-): Promise<Reply> {
+export async function inspect(to: Live, request: string, got: Got, fleeting = false) {
   const [method = "", target = ""] = request.split(" ");
   const [path = ""] = target.split(/[?#]/, 1);
   const { headers, status, text } = got;
@@ -1363,7 +1362,7 @@ export async function inspect(
     const documented = Object.keys(responses[status]?.headers ?? {});
     const isHere = (field: string) => headers.has(field) || /^Link|^Accept/.test(field);
     expect(documented.filter((field) => !isHere(field))).toEqual([]);
-    const own = "ETag Link Location Retry-After WWW-Authenticate".split(" ");
+    const own = "Accept Accept-Encoding ETag Link Location Retry-After WWW-Authenticate".split(" ");
     const isSilent = (field: string) => headers.has(field) && !documented.includes(field);
     expect(own.filter(isSilent)).toEqual([]);
   }

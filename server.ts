@@ -401,7 +401,7 @@ function hostOf({ headers, method, url }: Request) {
 
 function isHere({ host = "" }: Asked) {
   if (HERE.has(host) || host.endsWith(".localhost")) return true;
-  return isIP(host.replace(/^\[|\]$/g, "")) > 0; // 127.0.0.1, [::1]
+  return isIP(host.replace(/^\[|\]$/g, "")) !== 0; // 127.0.0.1, [::1]
 }
 
 function isTarget(url: string) {
@@ -1369,11 +1369,11 @@ async function logAnswer(request: Request, response: Response, client: string, t
   const asked = `${request.method}  ${path}  ${time.toFixed(1)} ms`;
   const hasReason = status >= 400 && !isGone && request.method !== "HEAD";
   const body = hasReason ? await response.clone().text() : "";
-  const reason = body.replace(/^\{"error":"(.*)"\}$/s, "  $1");
+  const reason = body.replace(/^\{"error":"(.*)"\}$/, "  $1");
   if (!isTerminal)
     return out.print(`${new Date().toISOString()}  ${client}  ${code}  ${asked}${reason}`);
 
-  const colour = [31, 31, 32, 36, 33, 31][Math.floor(status / 100)];
+  const colour = [32, 36, 33, 31][Math.floor(status / 100) - 2];
   const shown = Bun.env.NO_COLOR ? code : `\x1b[${colour}m${code}\x1b[0m`;
   const isNew = !isGone && codes.has(status) && !headers.has("preference-applied");
   const isFirst = isNew && !collected.has(status);

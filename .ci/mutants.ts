@@ -156,17 +156,19 @@ function judge(text: string) {
     if (POSTGRES && (await fails(folder, ["test", "--bail"], POSTGRES))) return "PostgreSQL";
     const names = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))].sort();
     for (const name of options.hardening ? names : [])
-      if (await fails(folder, ["test", "--bail", "--isolate", `./.ci/${name}`])) return `.ci/${name}`;
+      if (await fails(folder, ["test", "--bail", "--isolate", `./.ci/${name}`]))
+        return `.ci/${name}`;
     return "";
   });
 }
 
-async function fails(folder: string, args: string[], url?: string) {
-  return !(await passes(folder, args, url)) && !(await passes(folder, args, url));
+async function fails(...run: Parameters<typeof outcomeOf>) {
+  const first = await outcomeOf(...run);
+  return first === "hangs" || (first === "fails" && (await outcomeOf(...run)) !== "passes");
 }
 
 /** Runs Bun in a folder, in a group of processes of its own, of which none is left. */
-async function passes(cwd: string, args: string[], url?: string) {
+async function outcomeOf(cwd: string, args: string[], url?: string) {
   const child = Bun.spawn([process.execPath, ...args], {
     cwd,
     detached: true,
@@ -174,7 +176,11 @@ async function passes(cwd: string, args: string[], url?: string) {
     stdout: "ignore",
     stderr: "ignore",
   });
-  const end = setTimeout(killAll, MINUTES * 60_000);
+  let isOver = false;
+  const end = setTimeout(() => {
+    isOver = true;
+    killAll();
+  }, MINUTES * 60_000);
   function killAll() {
     try {
       process.kill(-child.pid, "SIGKILL");
@@ -185,7 +191,8 @@ async function passes(cwd: string, args: string[], url?: string) {
   const code = await child.exited;
   clearTimeout(end);
   killAll();
-  return code === 0;
+  if (isOver) return "hangs";
+  return code === 0 ? "passes" : "fails";
 }
 
 /** A folder with everything, and this server.ts, for as long as the work lasts. */
