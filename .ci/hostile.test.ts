@@ -281,7 +281,7 @@ describe.concurrent("15 kB of a field or a target", () => {
 describe.concurrent("a client that stalls", () => {
   test("and keeps its connection gets the refusal before it has sent the body", async () => {
     const to = await start({ LOG: "off" });
-    const keep = "Connection: keep-alive";
+    const keep = "Connection: Keep-Alive";
     const bytes = wire(`POST ${ITEMS}`, HOST, JSON_TYPE, keep, "Content-Length: 65537");
     expect((await exchange(to, bytes)).slice(0, 12)).toBe("HTTP/1.1 413");
     await to.stop();

@@ -155,9 +155,12 @@ function judge(text: string) {
     if (await fails(folder, ["test", "--bail"])) return "bun test";
     if (POSTGRES && (await fails(folder, ["test", "--bail"], POSTGRES))) return "PostgreSQL";
     const names = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))].sort();
-    for (const name of options.hardening ? names : [])
-      if (await fails(folder, ["test", "--bail", "--isolate", `./.ci/${name}`]))
-        return `.ci/${name}`;
+    for (const name of options.hardening ? names : []) {
+      const args = ["test", "--bail", "--isolate", `./.ci/${name}`];
+      if (await fails(folder, args)) return `.ci/${name}`;
+      const isOfStores = /^(copies|durable|members|stores)/.test(name);
+      if (POSTGRES && isOfStores && (await fails(folder, args, POSTGRES))) return `.ci/${name}`;
+    }
     return "";
   });
 }

@@ -14,16 +14,12 @@ import {
   environment,
   FOLDER,
   ITEMS,
-  POSTGRES,
   program,
   runToItsEnd,
   type Settings,
   spawn,
   start,
 } from "../server.test";
-
-const onPostgres = test.if(!!POSTGRES);
-if (!POSTGRES) console.log("Skipped: what PostgreSQL says of its address, for this is SQLite.");
 
 /** A command that starts another without the rights of an administrator, which know no limits. */
 const ordinary =
@@ -164,18 +160,6 @@ describe.concurrent("the address of a store that cannot be opened", () => {
         expect.stringMatching(/^DATABASE_URL may only be .*\.\n$/),
       ]);
       expect([url, stderr]).toEqual([url, expect.not.stringMatching(/S3CRET|127\.0\.0\.1|::1/)]);
-    }
-  });
-
-  onPostgres("is not shown by the words of PostgreSQL itself", async () => {
-    const url = (change: Partial<URL>) => Object.assign(new URL(POSTGRES), change).href;
-    for (const change of [{ pathname: "/S3CRET" }, { username: "S3CRET" }]) {
-      const { code, stderr } = await runToItsEnd({ DATABASE_URL: url(change) });
-      expect([code, stderr]).toEqual([
-        1,
-        expect.stringMatching(/^DATABASE_URL may only .*exist\)\.\n$/),
-      ]);
-      expect(stderr).not.toContain("S3CRET");
     }
   });
 });
