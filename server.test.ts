@@ -396,8 +396,7 @@ chapter("conditions of a read, of the docs too", () => {
     expect(text.length).toBeGreaterThan(4); // the whole, whatever part is asked for
     expect(headers.get("content-type")?.split(";")[0]).toBe(type);
     const policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'";
-    const said = headers.get("content-security-policy");
-    expect(said).toBe(type.endsWith("json") ? null : policy);
+    if (!type.endsWith("json")) expect(headers.get("content-security-policy")).toBe(policy);
     const etag = headers.get("etag") ?? "";
     const get = (fields: Asks) => status(`GET ${target}`, fields);
     for (const list of [etag, `W/${etag}`, `"a,b" , ${etag}`, "*"])
@@ -609,7 +608,7 @@ chapter("TOKEN and READ_TOKEN", () => {
 
 chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
   const pages = ["http://page.example", "http://b.example:81"];
-  const hosts = "items.example, Other.example";
+  const hosts = "items.example, Other.example, a";
   const settings = { ALLOWED_HOSTS: hosts, CORS_ORIGIN: pages.join(", "), TOKEN: "s3cret" };
   const started = start(settings);
 
@@ -623,7 +622,7 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
 
   test("421 to a Host that is not allowed, 200 to one that is, with any port", async () => {
     const { status } = await started;
-    for (const host of ["items.example:99", "other.EXAMPLE", "127.0.0.1"])
+    for (const host of ["items.example:99", "other.EXAMPLE", "127.0.0.1", "a"])
       expect(await status(`GET ${ITEMS}/1`, { host })).toBe(200);
     expect(await status(`GET ${ITEMS}/1`, { host: "evil.example" })).toBe(421);
   });
@@ -713,6 +712,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     const lines = Object.entries(paths).flatMap(([path, methods]) =>
       Object.entries(methods).map(([method, operation]) => {
         const { operationId, parameters = [], requestBody, responses } = operation;
+        expect(`${operation.summary}: ${operation.description}`).toMatch(/^[A-Z][a-z ]+: .+\.$/);
         const all = parameters.map((each) => `${each.in} ${each.name}`).join(", ");
         const taken = Object.keys(requestBody?.content ?? {}).join(", ");
         const given = Object.values(responses).flatMap(({ content = {} }) => Object.keys(content));
@@ -740,7 +740,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
 
 chapter("RATE", () => {
   test("429 to each operation of a client over RATE, whomever it says it is", async () => {
-    const to = await start({ RATE: "3" });
+    const to = await start({ RATE: "1" });
     for (const [request, asks] of operations()) {
       let error: unknown;
       while (error !== "Too many requests in this second") {
@@ -748,7 +748,8 @@ chapter("RATE", () => {
         ({ error } = (await to.ask(request, { ...asks, ...from, fleeting: true })).json);
       }
     }
-    expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204); // preflights do not count
+    expect(await to.status("OPTIONS /nowhere", PAGE)).toBe(204); // a preflight does not count
+    while ((await to.status(`GET ${ITEMS}`)) === 429); // nor the next second
     await to.stop();
   });
 });
@@ -768,7 +769,7 @@ chapter("failures", () => {
     await to.stop();
     expect(to.stderr.text).toMatch(/^GET \S+\/1: the answer breaks its schema.*\n/);
     expect(to.stderr.text).toMatch(/no such table: items|relation "items" does not exist/);
-    expect(to.stdout.text + to.stderr.text).not.toMatch(/Writes|Reads/);
+    expect(to.stdout.text + to.stderr.text).not.toMatch(/Writes|Reads|Warning/);
   });
 
   test("503 to a write that waits too long for a lock, and it is not made later", async () => {
@@ -800,13 +801,22 @@ chapter("failures", () => {
     await to.stop();
   });
 
-  const bad = "PORT=65536 HOST=192.0.2.1 DATABASE_URL=sqlite:// TOKEN= READ_TOKEN=x RATE=1000000";
-  const others = "ALLOWED_HOSTS=a.test:80 CORS_ORIGIN=http://a.test/ DELAY=25001 REHEARSE=2 LOG=1";
-  test.each(`${bad} ${others}`.split(" "))("%s ends the start, in one line", async (setting) => {
-    const [name = "", text = ""] = setting.split("=");
-    const is = /TOKEN|URL/.test(name) ? "" : `is "${text}", but `;
-    const stderr = expect.stringMatching(RegExp(`^${name} ${is}may only be [^\n]+\\.\n$`));
-    expect(await runToItsEnd({ [name]: text })).toEqual({ code: 1, stderr, stdout: "" });
+  test.each([
+    'PORT is "65536", but may only be a free port from 0 to 65535.',
+    'HOST is "192.0.2.1", but may only be an address of this machine (this machine does not have it).',
+    "DATABASE_URL may only be one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE.",
+    "TOKEN may only be visible ASCII characters without a space (it is set, but empty).",
+    'ALLOWED_HOSTS is "a.test:80", but may only be hosts without a port.',
+    'CORS_ORIGIN is "http://a.test/", but may only be * or origins like http://a.test:81.',
+    'RATE is "1000000", but may only be a whole number up to 999999.',
+    'DELAY is "25001", but may only be a whole number of milliseconds up to 25000.',
+    'REHEARSE is "2", but may only be 0 or 1.',
+    'LOG is "1", but may only be on or off.',
+  ])("a start that is refused: %s", async (sentence) => {
+    const [, name = "", said] = /^(\w+)(?: is "(.*?)",)?/.exec(sentence) ?? [];
+    const text = said ?? (name === "TOKEN" ? "" : "sqlite://");
+    const end = { code: 1, stderr: `${sentence}\n`, stdout: "" };
+    expect(await runToItsEnd({ [name]: text })).toEqual(end);
   });
 });
 
@@ -867,12 +877,8 @@ chapter("a 2xx is a promise", () => {
 // ── The document and the README ── say what is true, and the same ──────────────────────────────
 
 chapter("the document", () => {
-  test("has words for each operation; 401, 403 and 429 only where they are possible", async () => {
+  test("has 401, 403 and 429 only where they are possible", async () => {
     const [all, open] = [await documentOf(guarded), await documentOf(live)];
-    for (const { description, operationId, summary } of Object.values(all.paths).flatMap(
-      Object.values<Operation>,
-    ))
-      expect([description, operationId, summary]).not.toContain("");
     const possible = pairsOf(all).filter(({ status }) => ![401, 403, 429].includes(status));
     expect(pairsOf(open)).toEqual(possible);
   });
@@ -906,14 +912,6 @@ chapter("the README", () => {
   const blocks = [...readme.matchAll(/^```\w+\n([^]*?)^```$/gm)].map(([, code = ""]) => code);
   const rows = rowsOf(readme);
 
-  test.if(hasCurl)("opens with what runs it, and with a real answer", async () => {
-    expect(blocks[0]).toBe("bun server.ts\n");
-    const [, command = "", answer = ""] = /^\$ (curl -i .*)\n([^]+)$/.exec(blocks[1] ?? "") ?? [];
-    const printed = (await run(command, live)).split("\n");
-    live.asked.push(`200  GET  ${ITEMS}/1`);
-    for (const line of answer.trim().split("\n")) expect(printed).toContain(line);
-  });
-
   test.if(hasReadme)("has a row for each answer of the document, and no other", async () => {
     const document = await documentOf(guarded);
     const guards = document.info.description.matchAll(/^1\. (\d+: .+)$/gm);
@@ -938,6 +936,9 @@ chapter("the README", () => {
   test.if(hasReadme)("has a row for each setting that --help names, with its default", async () => {
     const { code, stdout } = await runToItsEnd({}, { args: ["--help"] });
     const help = stdout.matchAll(/^ {2}([A-Z_]+) +.+?(?: \(default: (.+)\))?$/gm);
+    expect(stdout).toStartWith(
+      "Settings are in the environment or in .env: PORT=3001 bun server.ts\n",
+    );
     const table = readme.matchAll(/^\| (`[A-Z_]+`.*?) \| (.+?) \| .+ \|$/gm);
     const told = [...table].flatMap(([, names = "", value]) =>
       (names.match(/[A-Z_]+/g) ?? []).map((name) => [name, value]),

@@ -273,6 +273,23 @@ describe.concurrent("the start", () => {
     expect([...new Bun.Glob("items*").scanSync(folder)]).toEqual(["items.sqlite"]);
   });
 
+  // In a network of its own, where every port is free.
+  const apart = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"];
+  test.if(can([...apart, "true"], "a start with nothing set"))("with nothing set", async () => {
+    const folder = mkdtempSync(join(FOLDER, "nothing-set-"));
+    const { child, stdout } = spawn([...apart, ...program()], folder);
+    await stdout.until(/Store.*\n/);
+    child.kill("SIGTERM");
+    expect(await child.exited).toBe(0);
+    await stdout.done;
+    expect(stdout.text.split("\n")).toEqual([
+      "Items  http://127.0.0.1:3000",
+      "Docs   http://127.0.0.1:3000/swagger",
+      "Store  items.sqlite; to start over, stop and delete it",
+      "",
+    ]);
+  });
+
   const loopback = Object.values(networkInterfaces()).flatMap((each) => each ?? []);
   const hasV6 = loopback.some(({ address }) => address === "::1");
   if (!hasV6) console.log("Skipped: HOST=[::1], for this machine has no such address.");

@@ -44,6 +44,17 @@ function withBun() {
   return { ...environment(), PATH: `${dirname(process.execPath)}:${Bun.env.PATH}` };
 }
 
+test.if(hasReadme && can(["curl"], "the first lines"))("the first lines are true", async () => {
+  const text = readFileSync(beside("README.md"), "utf8");
+  const blocks = [...text.matchAll(/^```\w+\n([^]*?)^```$/gm)].map(([, code = ""]) => code);
+  expect(blocks[0]).toBe("bun server.ts\n");
+  const [, command = "", answer = ""] = /^\$ (curl -i .*)\n([^]+)$/.exec(blocks[1] ?? "") ?? [];
+  const to = await start({ LOG: "off" });
+  const printed = (await run(command, to)).split("\n");
+  for (const line of answer.trim().split("\n")) expect(printed).toContain(line);
+  await to.stop();
+});
+
 describe.if(hasReadme)("the recipes", () => {
   test("a fixture for bun:test starts a server, and the server ends with the tests", async () => {
     const folder = folderWithServer();
