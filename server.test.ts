@@ -392,8 +392,8 @@ chapter("conditions of a read, of the docs too", () => {
   const all = [...json.map((each) => `${each} application/json`), ...page.split("|")];
   test.each([...all, "/favicon.ico image/png"])("GET %s", async (part) => {
     const [target = "", type = ""] = part.split(" ");
-    const { headers, text } = await ask(`GET ${target}`, { range: "bytes=0-3" });
-    expect(text.length).toBeGreaterThan(4); // the whole, whatever part is asked for
+    const { headers, status: code, text } = await ask(`GET ${target}`, { range: "bytes=0-3" });
+    expect([code, text.length > 4]).toEqual([200, true]); // the whole, whatever part is asked for
     expect(headers.get("content-type")?.split(";")[0]).toBe(type);
     const policy = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'";
     if (!type.endsWith("json")) expect(headers.get("content-security-policy")).toBe(policy);
@@ -429,7 +429,7 @@ chapter("anywhere", () => {
     const { headers, status } = await ask(`OPTIONS ${path}`);
     expect([status, headers.get("allow")]).toEqual([204, allowed]);
     expect(headers.get("accept-patch")).toBe(types);
-    for (const method of all.split(", ").filter((each) => !allowed.includes(each))) {
+    for (const method of [...all.split(", "), "POST"].filter((each) => !allowed.includes(each))) {
       const refused = await ask(`${method} ${path}`);
       expect([refused.status, refused.headers.get("allow")]).toEqual([405, allowed]);
     }
@@ -450,7 +450,6 @@ chapter("anywhere", () => {
     expect((await raw(wire(`GET ${ITEMS}`, `Host:${host}`))).status).toBe(400);
   });
 
-  // Bun itself makes "/items/." into "/items/" and "/items\1" into "/items/1": see the README.
   const targets = "/1#x /% ?x=%zz /%E0%A4%A /%EF%BF%BD /%ED%A0%80".split(" ");
   test.each(targets)("400 to a target that is malformed: %s", async (rest) => {
     for (const method of ["GET", "PUT", "PATCH", "DELETE"])
@@ -535,7 +534,6 @@ chapter("when a request has several faults, the first in the order of the protoc
   const faults: [status: number, faults: string, request: string, asks: Asks][] = [
     [421, "Host, method", `PROPFIND ${ITEMS}`, evil],
     [421, "Host, preflight", `OPTIONS ${ITEMS}`, { ...PAGE, ...evil }],
-    [501, "method, target", `PROPFIND ${ITEMS}/%`, {}],
     [204, "preflight, target", `OPTIONS ${ITEMS}/%`, PAGE],
     [400, "target, path", "GET /nowhere/%", {}],
     [404, "path, token", "POST /nowhere", { authorization: "Bearer wrong" }],
@@ -613,11 +611,12 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
   const started = start(settings);
 
   test("reads are open, writes need the token, which is printed nowhere", async () => {
-    const { status, stdout } = await started;
+    const { status, stderr, stdout } = await started;
     expect(await status(`GET ${ITEMS}/1`)).toBe(200);
     expect(await status(`DELETE ${ITEMS}/1`)).toBe(401);
     expect(await status(`DELETE ${ITEMS}/9`, { authorization: "Bearer s3cret" })).toBe(404);
-    expect(stdout.text).not.toContain("s3cret");
+    await stdout.until(/404 {2}DELETE/);
+    expect(stdout.text + stderr.text).not.toContain("s3cret");
   });
 
   test("421 to a Host that is not allowed, 200 to one that is, with any port", async () => {
@@ -670,8 +669,9 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
 
   test("the document has a lock on reads only where they need a token", async () => {
     const lockOf = async (to: Live) => (await documentOf(to)).paths[ITEMS]?.get?.security;
-    expect([await lockOf(live), await lockOf(await started)]).toEqual([[], []]);
-    expect(await lockOf(guarded)).toBeUndefined();
+    const locks = await Promise.all([live, await started, guarded].map(lockOf));
+    expect(locks).toEqual([[], [], undefined]); // where it says nothing, what holds for all counts
+    expect(await documentOf(guarded)).toMatchObject({ security: [{ bearer: [] }] });
   });
 });
 
@@ -681,13 +681,14 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
   test("every page is let in, and no cache gives one the answer of another", async () => {
     const { headers } = await (await started).ask(`GET ${ITEMS}/9`, { origin: "http://a.example" });
     expect(headers.get("access-control-allow-origin")).toBe("*");
+    expect(headers.get("vary")).toBe("Accept, Prefer");
   });
 
   test.each([
     [401, "www-authenticate", /^Bearer /],
     [407, "proxy-authenticate", /realm=/],
     [416, "content-range", /^bytes \*/],
-    [418, "vary", /Prefer/],
+    [418, "preference-applied", /^code=418$/],
     [426, "connection", /^upgrade/],
     [426, "upgrade", /^HTTP/],
     [503, "retry-after", /^1$/],
@@ -698,7 +699,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
     expect([status, headers.get("preference-applied")]).toEqual([code, `code=${code}`]);
     expect(headers.get(field)).toMatch(value);
     // No success can be rehearsed, nor anything without the setting.
-    for (const other of [code - 300, code * 10])
+    for (const other of [code - 200, code * 10])
       expect(await statusOf(`GET ${ITEMS}/1`, { prefer: `code=${other}` })).toBe(200);
     expect(await live.status(`GET ${ITEMS}/1`, { prefer: `code=${code}` })).toBe(200);
   });
@@ -781,7 +782,7 @@ chapter("failures", () => {
     expect(await statuses).toEqual([503, 503, 503, 503]);
     await unlock();
     expect(await to.status(`PUT ${ITEMS}/3`, { json: fresh({}) })).toBe(201);
-    expect([...(await namesOf(to.store)).keys()].sort()).toEqual(["1", "2", "3"]);
+    expect([...(await namesOf(to.store)).values()].sort()).toEqual(["apple", "banana", "cherry"]);
     await to.stop();
     expect(to.stderr.text).toMatch(/^Writes get 503: .+\.\nWrites are served again\.\n$/);
   });
@@ -813,10 +814,10 @@ chapter("failures", () => {
     'REHEARSE is "2", but may only be 0 or 1.',
     'LOG is "1", but may only be on or off.',
   ])("a start that is refused: %s", async (sentence) => {
-    const [, name = "", said] = /^(\w+)(?: is "(.*?)",)?/.exec(sentence) ?? [];
-    const text = said ?? (name === "TOKEN" ? "" : "sqlite://");
-    const end = { code: 1, stderr: `${sentence}\n`, stdout: "" };
-    expect(await runToItsEnd({ [name]: text })).toEqual(end);
+    const [, name = "", text = name === "TOKEN" ? "" : "sqlite://"] =
+      /^(\w+)(?: is "(.*?)",)?/.exec(sentence) ?? [];
+    const end = await runToItsEnd({ [name]: text });
+    expect(end).toEqual({ code: 1, stderr: `${sentence}\n`, stdout: "" });
   });
 });
 
@@ -974,7 +975,7 @@ chapter("the README", () => {
     const printed = await run(tour.replace(COMMENT, "$&\necho '---'"), { port }, folder);
     const answers = printed.split("---\n");
     for (const [index, { sentence, status }] of rows.entries()) {
-      const codes = answers[index]?.match(/(?<=^HTTP\/1\.1 )\d{3}/gm) ?? [`${status}`];
+      const codes = answers[index]?.match(/(?<=^HTTP\/1\.1 )\d{3}/gm) ?? [];
       expect([sentence, codes]).toEqual([sentence, [`${status}`]]);
       if (status >= 400) expect(answers[index]).toContain(JSON.stringify({ error: sentence }));
     }
@@ -994,7 +995,6 @@ afterAll(async () => {
   try {
     for (const to of running) await to.stop();
   } finally {
-    // Each waits for a checkpoint, and those that are dropped together share one.
     const dropped = databases.map((name) => admin?.unsafe(`drop database ${name} with (force)`));
     await Promise.all(dropped);
     await admin?.close();
@@ -1221,7 +1221,7 @@ export async function namesOf(store: string) {
   return new Map(rows.map(({ id = "", document = "{}" }) => [id, JSON.parse(document).name]));
 }
 
-// ── The document and the README ───────────────────────────────────────────────────────────────────────────────
+// ── Reading the document and the README ────────────────────────────────────────────────────────
 
 export type Schema = { enum?: string[]; example?: unknown; properties?: Record<string, Schema> };
 export type Content = Record<string, { schema?: Schema }>;

@@ -76,7 +76,7 @@ async function routesOfItems() {
     .get(
       "",
       async ({ query: { after = "", limit = 20, name }, request, set }) => {
-        const page = await items.list(after, Number(limit), name);
+        const page = await items.list(after, Number(limit), name); // it is text: see LIMIT
         const next = page.last ? linkAfter(page.last, request) : "";
         const tag = entityTag([page.found, next]);
         const early = checkConditions({ request, set }, tag);
@@ -341,20 +341,16 @@ const guards: Guard[] = [
   [400, "The target must be percent-encoded UTF-8 without a fragment", ({ url }) => !isTarget(url)],
   [429, "Too many requests in this second", ({ request }) => isOverRate(request)],
   [404, "No such path", ({ allowed, isRouted }) => !isRouted && allowed().length === 1],
-  [
-    405,
-    "This path does not have this method",
-    ({ isRouted, method }) => !isRouted && method !== "OPTIONS",
-  ],
   [204, "OPTIONS on a known path", ({ method }) => method === "OPTIONS"],
+  [405, "This path does not have this method", ({ isRouted }) => !isRouted],
   [401, "A bearer token that this server knows is required", (asked) => isStranger(asked)],
   [403, "The read token may not write", ({ request }) => isWrite(request) && !mayWrite(request)],
 ];
 
-/** The fields that a status owes the client: what to send instead, or when to come back. */
+/** The fields that a status owes the client, also one that is only rehearsed: 407, 416, 426. */
 const owed: Record<number, (asked: Asked) => Record<string, string>> = {
   204: ({ allowed }) => ({ allow: allowed().join(", "), ...patchTypes(allowed()) }),
-  401: ({ request }) => challenge(bearerOf(request) && ', error="invalid_token"'),
+  401: ({ request }) => challenge(bearerOf(request) ? ', error="invalid_token"' : ""),
   403: () => challenge(', error="insufficient_scope"'),
   405: ({ allowed }) => ({ allow: allowed().join(", ") }),
   407: () => ({ "proxy-authenticate": 'Basic realm="api"' }),
@@ -364,7 +360,7 @@ const owed: Record<number, (asked: Asked) => Record<string, string>> = {
   429: () => ({ "retry-after": "1" }), // seconds
   503: () => ({ "retry-after": "1" }),
 };
-const challenge = (error = "") => ({ "www-authenticate": `Bearer realm="api"${error}` });
+const challenge = (error: string) => ({ "www-authenticate": `Bearer realm="api"${error}` });
 
 function checkGuards({ path = "", request, set }: Exchange & { path?: string }) {
   const asked = lookAt(request, path);
@@ -380,7 +376,7 @@ function checkGuards({ path = "", request, set }: Exchange & { path?: string }) 
   return { error: first?.[1] ?? "Rehearsed, because Prefer asks for it" };
 }
 
-/** The router itself says what a path has, so that it and the guards cannot differ. */
+/** The router says what a path has, so it and the guards cannot differ; every path has OPTIONS. */
 function lookAt(request: Request, path: string) {
   const { method, url } = request;
   const has = (name: string): boolean =>
@@ -396,7 +392,7 @@ function hostOf({ headers, method, url }: Request) {
   const field = headers.get("host");
   if (field === null) return "localhost"; // HTTP/1.0 may leave it out, and health checks do
   if (method === "CONNECT") return "localhost"; // its Host is where it wants to go
-  return field.includes(",") ? undefined : URL.parse(url)?.hostname;
+  return field.includes(",") ? undefined : URL.parse(url)?.hostname; // Bun has put it there
 }
 
 function isHere({ host = "" }: Asked) {
@@ -422,7 +418,7 @@ function isOverRate(request: Request) {
 const counts = new Map<string, number>(); // of each client, in this second
 const addressOf = (request: Request) => app.server?.requestIP(request)?.address ?? "";
 
-// The docs are open. What is not one of them needs a token, whatever its path.
+// A write needs a token, and where there is a READ_TOKEN, so does a read of all but the docs.
 const isStranger = ({ path, request }: Asked) =>
   (isWrite(request) || (READ_TOKEN !== "" && !OPEN.has(path))) && !mayRead(request);
 const isWrite = ({ method }: Request) => method !== "GET" && method !== "HEAD";
@@ -448,9 +444,9 @@ function allowOrigin({ request, set }: Exchange) {
 }
 
 function isLetIn({ headers }: Request) {
+  if (EVERY_PAGE) return true;
   const origin = headers.get("origin");
-  if (EVERY_PAGE || origin === null) return EVERY_PAGE;
-  return CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin);
+  return origin !== null && (CORS_ORIGIN.includes(origin) || LOCAL_PAGE.test(origin));
 }
 // http://localhost:5173, https://app.localhost, http://127.0.0.1, http://[::1]:80
 const LOCAL_PAGE = /^https?:\/\/(([\w-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/;
@@ -507,7 +503,7 @@ async function readJson({ path, request, set }: Exchange & { path: string }): Pr
 }
 
 // Half a surrogate pair is no character. It becomes U+FFFD, as anywhere; a rule refuses that.
-const HALF = /\\ud[89a-f]/i; // \ud83d, of a whole pair as well; a reviver is slow, and not for all
+const HALF = /\\ud[89a-f]/i; // \ud83d, in a whole pair too; only then is the slow reviver used
 const makeWellFormed = (_: string, value: unknown) =>
   typeof value === "string" ? value.toWellFormed() : value;
 
@@ -555,10 +551,8 @@ function checkAccept({ request, set }: Exchange) {
   if (accept === "*/*") return undefined; // as most say: the rest costs reads a twentieth
   const ranges = accept.toLowerCase().replace(/\s/g, "").split(",");
   const of = (type: string) => ranges.filter((range) => range.split(";")[0] === type);
-  const [deciding] = [of("application/json"), of("application/*"), of("*/*")].filter(
-    (all) => all.length,
-  );
-  if (deciding?.some((range) => !/;q=0(\.0*)?(;|$)/.test(range))) return undefined; // ;q=0, ;q=0.00
+  const best = [of("application/json"), of("application/*"), of("*/*")].find((all) => all.length);
+  if (best?.some((range) => !/;q=0(\.0*)?(;|$)/.test(range))) return undefined; // ;q=0, ;q=0.00
 
   set.status = 406;
   return { error: NOT_ACCEPTED };
@@ -581,12 +575,12 @@ function answerError({ error, path, request, set }: Exchange & { error: unknown;
     const whole = (error.validator as { schema: TSchema }).schema;
     // There is no object, or one of its members is missing; both come before a value.
     const isIncomplete = at === "" || (value === undefined && at.lastIndexOf("/") === 0);
-    if (error.type !== "body" || isIncomplete) {
+    if (error.type === "body" && isIncomplete) {
       set.status = 400;
-      return { error: ruleOf(error.type === "body" ? whole : (schema ?? whole)) };
+      return { error: ruleOf(whole) };
     }
 
-    set.status = 422;
+    set.status = error.type === "body" ? 422 : 400;
     return { error: ruleOf(schema ?? whole) };
   }
 
@@ -607,7 +601,6 @@ const BROKEN = "Server error";
 
 /** The one way in and out: whatever happens, there is an answer, and it reaches the client. */
 function send(next: (request: Request) => unknown) {
-  const answer = next as (request: Request) => Promise<Response>;
   return async (arrived: Request) => {
     const start = performance.now();
     const client = LOG ? addressOf(arrived) : "";
@@ -616,12 +609,12 @@ function send(next: (request: Request) => unknown) {
     const request = isWhole ? arrived : new Request(`http://localhost${arrived.url}`, arrived);
     const { headers, method } = request;
     const hasBody =
-      !/^(0|)$/.test(headers.get("content-length") ?? "") || headers.has("transfer-encoding");
+      !/^0?$/.test(headers.get("content-length") ?? "") || headers.has("transfer-encoding");
     if (hasBody) app.server?.timeout(arrived, BODY_TIME);
 
     let response: Response;
     try {
-      response = await answer(request);
+      response = (await next(request)) as Response;
     } catch (error) {
       logError(request, arrived.url, error);
       response = Response.json({ error: BROKEN }, { status: 500 });
@@ -630,7 +623,7 @@ function send(next: (request: Request) => unknown) {
     if (hasBody) await dropBody(request, response.status);
     if (hasBody) app.server?.timeout(arrived, IDLE_TIME);
     if (method === "HEAD") response.headers.set("date", new Date().toUTCString()); // Bun has none
-    if (response.status === 304) response.headers.delete("content-length"); // or that of nothing
+    if (response.status === 304) response.headers.delete("content-length"); // a HEAD has 0
     if (/\bclose\b/i.test(headers.get("connection") ?? ""))
       response.headers.append("connection", "close");
     if (DELAY > 0 && !isPreflight(request))
@@ -642,7 +635,7 @@ function send(next: (request: Request) => unknown) {
 
 /** Reads the rest of a body and drops it: a client that is cut off never sees the answer. */
 async function dropBody(request: Request, status: number) {
-  if (request.bodyUsed && status !== 413) return;
+  if (request.bodyUsed && status !== 413) return; // a 413 leaves off half-way
   // Bun shows nobody the body of a GET; it drops that itself, as long as there is no answer.
   const dropping = request.body?.pipeTo(new WritableStream()).catch(() => {}) ?? sleep(100);
   // A connection that is kept survives the answer; any other is closed with it. Who waits for a
@@ -728,8 +721,8 @@ const LIMIT = t.String({
 }) as unknown as SchemaOf<number>;
 
 /**
- * Gives each part of a schema the sentence that refuses it: its description, or that of the
- * part around it. Elysia reads it as `error`; not enumerable, it stays out of the document.
+ * Gives each part of a schema the sentence that refuses it (Elysia's `error`): its description, or
+ * that of the part around it; lists them. Unknown members pass. The document shows neither.
  */
 function giveRules(schema: TSchema, rule: string): string[] {
   Object.defineProperty(schema, "error", { value: rule, configurable: true });
@@ -814,8 +807,8 @@ async function openCollection<Schema extends TObject>(
   giveRules(schema, `${table} must be objects`);
   for (const [name, member] of Object.entries(schema.properties))
     if (name in {} || !isUsable(member)) quit(`${table} cannot have ${name} as it is: see README.`);
-  for (const name of ["id", filter].filter((name) => schema.properties[name]?.type !== "string"))
-    quit(`${name} of ${table} must be a t.String.`);
+  for (const name of ["id", filter])
+    if (schema.properties[name]?.type !== "string") quit(`${name} of ${table} must be a t.String.`);
   const validator = validatorOf(schema);
   const [isId, isFilter] = [testFor(schema, "id"), testFor(schema, filter)];
 
@@ -834,9 +827,8 @@ async function openCollection<Schema extends TObject>(
   };
   const rows = first.map((one): Statement => {
     const { document, rule } = serialize(one);
-    return rule
-      ? quit(`What ${table} begin with breaks a rule: ${rule}.`)
-      : [sql.put, String(one.id), document];
+    if (rule) quit(`What ${table} begin with breaks a rule: ${rule}.`);
+    return [sql.put, String(one.id), document];
   });
   await openTable(table, sql, rows);
 
@@ -871,7 +863,7 @@ async function openCollection<Schema extends TObject>(
   /** Decides once, inside the transaction; gives what the decision returns. */
   async function change<Answer>(id: string, decide: (change: Change<One>) => Answer) {
     function decideOn(rows: Row[]) {
-      const found = rows.map(parse)[0];
+      const [found] = rows.map(parse);
       let write: Statement | undefined;
       function put(whole: One) {
         const one = mergePatch(schema, {}, whole);
@@ -905,7 +897,7 @@ function testFor({ properties }: TObject, name: string) {
   return (text: string) => validator.Check(text) && !text.includes("\0");
 }
 
-/** What a merge patch (RFC 7396) makes of an object: null removes, unless it is a value. */
+/** What a merge patch (RFC 7396) makes of an object; of {}, the patch without unknown members. */
 function mergePatch({ properties }: TObject, target: Document, patch: Document) {
   for (const name of Object.keys(properties)) {
     const member = properties[name] as TSchema;
@@ -939,17 +931,17 @@ async function openTable(
   first: Statement[],
 ) {
   const create = `create table ${table} (id ${store.idType} primary key, document text not null)`;
-  const trial: Statement = [sql.put, `🍎 ${crypto.randomUUID()}`, "{}"];
+  const trial: Statement = [sql.put, `🍎 ${crypto.randomUUID()}`, "{}"]; // LATIN1 has no 🍎
   const tryWrite = () => store.run(["savepoint trial"], trial, ["rollback to trial"]);
   try {
     await tryWrite().catch(async (error) => {
       if (!/no such table|42P01/.test(`${codeOf(error)} ${error}`)) throw error;
       // It fails where another process is faster; then the second trial succeeds.
-      const made = await store.run([create], [sql.index], ...first).catch((cause: Error) => cause);
-      await tryWrite().catch((cause) => Promise.reject(made instanceof Error ? made : cause));
+      const fault = await store.run([create], [sql.index], ...first).catch((cause: Error) => cause);
+      await tryWrite().catch((cause) => Promise.reject(fault instanceof Error ? fault : cause));
     });
   } catch (error) {
-    if (!isReadOnly(error)) refuse("DATABASE_URL", "", causeOf(error));
+    if (!isUnwritable(error)) refuse("DATABASE_URL", "", causeOf(error));
     await store.read([sql.find, ""]).catch(() => refuse("DATABASE_URL", "", causeOf(error)));
     out.print(`Warning: writes get 503 now: ${causeOf(error)}.`);
   }
@@ -980,7 +972,7 @@ function openSqlite(file: string): Engine {
   const db = openDatabase(file);
   const rows = ([text, ...values]: Statement) => db.query(text).all(...values) as Row[];
   const run = ([text, ...values]: Statement) => db.query(text).run(...values).changes;
-  let readOnly: unknown; // the error of a file that was opened so
+  let readOnly: unknown; // the error of the first write, where the file was opened so
 
   /** Begins once all that share it have come, so that its snapshot is newer than each of them. */
   function share(begin: string) {
@@ -996,7 +988,7 @@ function openSqlite(file: string): Engine {
       try {
         const answers = jobs.map(attempt);
         run(["commit"]);
-        jobs.forEach(({ resolve }, index) => resolve(answers[index]));
+        jobs.forEach(({ resolve }, index) => resolve(answers[index])); // but those rejected
       } catch (error) {
         if (db.inTransaction) run(["rollback"]);
         for (const { reject } of jobs) reject(error);
@@ -1054,7 +1046,7 @@ function openDatabase(file: string) {
     const db = new Database(file);
     db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
     db.run("pragma fullfsync = 1"); // macOS does not wait for the disk without it
-    db.run("pragma busy_timeout = 0");
+    db.run("pragma busy_timeout = 0"); // or SQLite would wait, and the whole process with it
     return db;
   } catch (error) {
     if (!/CANTOPEN|READONLY/.test(codeOf(error))) throw error;
@@ -1098,7 +1090,7 @@ function openPostgres(url: string): Engine {
     }
   }
 
-  let isAway = false; // since a request tried in vain until its deadline
+  let isAway = false; // one has tried in vain until its deadline: the next ones try once
 
   /** Tries again what failed by a brief cause before it decided, until the deadline. */
   async function persist<Result>(
@@ -1156,7 +1148,7 @@ function openPostgres(url: string): Engine {
 // 40001 a conflict, 40P01 a deadlock, 53300 connections, 57P a stop or a start.
 const isBrief = (error: unknown) =>
   /^(08|40001|40P01|53300|57P|ERR_POSTGRES_CONNECTION)/.test(codeOf(error));
-const isReadOnly = (error: unknown) =>
+const isUnwritable = (error: unknown) =>
   /^(25006|53100|SQLITE_(CANTOPEN|FULL|READONLY))/.test(codeOf(error));
 /** PostgreSQL's word for an error that ends a session, or lets none begin. */
 const isFatal = (error: unknown) =>
@@ -1164,7 +1156,7 @@ const isFatal = (error: unknown) =>
 const isPassing = (error: unknown) =>
   isFatal(error) ||
   isBrief(error) ||
-  isReadOnly(error) ||
+  isUnwritable(error) ||
   /^(25P|40|53|55|57|ABORT|SQLITE_(BUSY|IOERR|LOCKED))/.test(codeOf(error));
 
 function codeOf(error: unknown) {
@@ -1373,10 +1365,10 @@ async function logAnswer(request: Request, response: Response, client: string, t
   if (!isTerminal)
     return out.print(`${new Date().toISOString()}  ${client}  ${code}  ${asked}${reason}`);
 
-  const colour = [32, 36, 33, 31][Math.floor(status / 100) - 2];
+  const colour = [32, 36, 33, 31][Math.floor(status / 100) - 2]; // green, cyan, yellow, red
   const shown = Bun.env.NO_COLOR ? code : `\x1b[${colour}m${code}\x1b[0m`;
-  const isNew = !isGone && codes.has(status) && !headers.has("preference-applied");
-  const isFirst = isNew && !collected.has(status);
+  const isReal = !isGone && !headers.has("preference-applied");
+  const isFirst = isReal && codes.has(status) && !collected.has(status);
   const star = isFirst ? `  ★ ${collected.add(status).size} of ${codes.size}` : "";
   out.print(`${shown}  ${asked}${star}${reason}`);
 }
@@ -1500,7 +1492,7 @@ function quit(sentence: string): never {
 async function checkEnvFile() {
   const file = Bun.file(".env");
   if (!(await file.exists())) return;
-  const bytes = await file.bytes().catch(() => [0]); // nobody may read it
+  const bytes = await file.bytes().catch(() => [0]); // what nobody may read is refused below
   const text = Buffer.from(bytes);
   if (!isUtf8(text) || text.includes(0)) quit(".env may only be a file of UTF-8 text.");
 }
@@ -1520,7 +1512,7 @@ function printSettings(): never {
 
 // ── Start ── open the store, listen, say where; at the end answer what is in flight ──────────────
 
-const [closing, leaving] = [new AbortController(), new AbortController()];
+const [closing, leaving] = [new AbortController(), new AbortController()]; // a stop; 2 s later
 const IDLE_TIME = 150; // seconds; proxies keep a connection for 60 to 120
 const NAME = hostname().toLowerCase();
 const HERE = new Set(["localhost", NAME, `${NAME}.local`, HOST.toLowerCase(), ...ALLOWED_HOSTS]);
@@ -1583,10 +1575,8 @@ async function listen() {
   }
 
   const address = `http://${reachableName(host)}:${app.server?.port}`;
-  const isDefault = DATABASE_URL === "sqlite://items.sqlite";
-  const place = isDefault
-    ? "items.sqlite; to start over, stop and delete it"
-    : "as DATABASE_URL says";
+  const own = "items.sqlite; to start over, stop and delete it";
+  const place = DATABASE_URL === "sqlite://items.sqlite" ? own : "as DATABASE_URL says";
   out.print(`Items  ${address}\nDocs   ${address}/swagger\nStore  ${place}`);
   const inForce = Object.keys(mayBe).filter((name) => Bun.env[name]);
   const shown = inForce.map((name) => (isSecret(name) ? name : `${name}=${Bun.env[name]}`));

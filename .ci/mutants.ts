@@ -128,7 +128,8 @@ async function hasTypes(text: string) {
 }
 
 async function judgeAll() {
-  if (await judge(SOURCE)) throw new Error("The tests fail without a change.");
+  const before = await judge(SOURCE);
+  if (before) throw new Error(`Without a change, this fails: ${before}.`);
   const verdicts: Verdict[] = [];
   const waiting = [...part];
   const work = async () => {
