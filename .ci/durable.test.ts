@@ -55,15 +55,18 @@ describe.concurrent("what was acknowledged is kept", () => {
         for (let turn = 0; ; turn++) {
           const id = `c${client}-${turn % 5}`;
           const name = random(3) === 0 ? null : `r${round}-${turn}`;
-          known.set(id, [...(known.get(id) ?? [null]), name]);
+          const before = known.get(id) ?? [null];
+          known.set(id, [...before, name]);
           const status = await sent(
             `${name === null ? "DELETE" : "PUT"} ${to.url}${ITEMS}/${id}`,
             name === null ? undefined : fresh({ name }),
           );
           if (status === 0) return;
-          expect([200, 201, 204, 404]).toContain(status);
-          known.set(id, [name]);
-          if (++acknowledged === limit) enough.resolve();
+          // Who waits too long for PostgreSQL gets 503, and nothing was made.
+          const isRefused = POSTGRES !== "" && status === 503;
+          if (!isRefused) expect([200, 201, 204, 404]).toContain(status);
+          known.set(id, isRefused ? before : [name]);
+          if (!isRefused && ++acknowledged === limit) enough.resolve();
         }
       });
       await enough.promise;
@@ -148,19 +151,22 @@ describe.concurrent("a race for one item", () => {
 
   test("of fifty who create one id, one does; of fifty who hold one ETag, one wins", async () => {
     await inOneAndInTwo(async (servers) => {
-      const all = (request: string, asks: (name: string) => Asks = () => ({})) =>
-        tally(FIFTY.map((n) => turnOf(servers, n).ask(request, asks(`n${n}`))));
+      const all = (request: string, late: number, asks: (name: string) => Asks = () => ({})) =>
+        tally(
+          FIFTY.map((n) => turnOf(servers, n).ask(request, asks(`n${n}`))),
+          late,
+        );
       const create = (name: string) => ({ json: fresh({ id: "race", name }) });
-      expect(await all(`POST ${ITEMS}`, create)).toEqual({ 201: 1, 400: 49 });
+      expect(await all(`POST ${ITEMS}`, 400, create)).toEqual({ 201: 1, 400: 49 });
 
       const { headers } = await turnOf(servers, 0).ask(`GET ${ITEMS}/race`);
       const put = (name: string) => ({ json: fresh({ name: `${name}, put` }), fleeting: true });
       const over = (name: string) => ({ ...put(name), "if-match": headers.get("etag") });
-      expect(await all(`PUT ${ITEMS}/race`, over)).toEqual({ 200: 1, 412: 49 });
+      expect(await all(`PUT ${ITEMS}/race`, 412, over)).toEqual({ 200: 1, 412: 49 });
       const free = (name: string) => ({ ...put(name), "if-none-match": "*" });
-      expect(await all(`PUT ${ITEMS}/kept`, free)).toEqual({ 201: 1, 412: 49 });
-      expect(await all(`PUT ${ITEMS}/free`, put)).toEqual({ 200: 49, 201: 1 });
-      expect(await all(`DELETE ${ITEMS}/race`)).toEqual({ 204: 1, 404: 49 });
+      expect(await all(`PUT ${ITEMS}/kept`, 412, free)).toEqual({ 201: 1, 412: 49 });
+      expect(await all(`PUT ${ITEMS}/free`, 200, put)).toEqual({ 200: 49, 201: 1 });
+      expect(await all(`DELETE ${ITEMS}/race`, 404)).toEqual({ 204: 1, 404: 49 });
     });
   });
 
@@ -262,9 +268,13 @@ describe.concurrent("a read", () => {
       for (let turn = 0; turn < 25; turn++) {
         const [path, name] = [`${ITEMS}/client-${client}`, `${client}, ${turn}`];
         const json = fresh({ name, more: Array(5000).fill([]) });
-        expect(await writer.status(`PUT ${path}`, { json })).toBe(turn === 0 ? 201 : 200);
+        const isLate = (status: number) => POSTGRES !== "" && status === 503;
+        const written = await writer.status(`PUT ${path}`, { json });
+        if (isLate(written)) continue;
+        expect([200, 201]).toContain(written);
         const reads = [one, two, reader].map((to) => to.ask(`GET ${path}`, { connection }));
-        for (const { json } of await Promise.all(reads)) expect(json.item).toBe(name);
+        for (const { json, status } of await Promise.all(reads))
+          if (!isLate(status)) expect(json.item).toBe(name);
       }
     });
     await Promise.all(clients);

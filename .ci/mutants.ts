@@ -154,14 +154,11 @@ async function judgeAll() {
 function judge(text: string) {
   return inCopy(text, async (folder) => {
     if (await fails(folder, ["test", "--bail"])) return "bun test";
-    if (POSTGRES && (await fails(folder, ["test", "--bail"], POSTGRES))) return "PostgreSQL";
+    if (POSTGRES && (await fails(folder, ["test"], POSTGRES))) return "PostgreSQL";
     const names = [...new Bun.Glob("*.test.ts").scanSync(join(folder, ".ci"))].sort();
-    for (const name of options.hardening ? names : []) {
-      const args = ["test", "--bail", "--isolate", `./.ci/${name}`];
-      if (await fails(folder, args)) return `.ci/${name}`;
-      const isOfStores = /^(copies|durable|members|stores)/.test(name);
-      if (POSTGRES && isOfStores && (await fails(folder, args, POSTGRES))) return `.ci/${name}`;
-    }
+    for (const name of options.hardening ? names : [])
+      if (await fails(folder, ["test", "--bail", "--isolate", `./.ci/${name}`]))
+        return `.ci/${name}`;
     return "";
   });
 }
@@ -176,7 +173,7 @@ async function outcomeOf(cwd: string, args: string[], url?: string) {
   const child = Bun.spawn([process.execPath, ...args], {
     cwd,
     detached: true,
-    env: { ...Bun.env, TEST_DATABASE_URL: url },
+    env: { ...Bun.env, TEST_DATABASE_URL: url, TMPDIR: cwd }, // what is left goes with the folder
     stdout: "ignore",
     stderr: "ignore",
   });
