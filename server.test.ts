@@ -513,7 +513,6 @@ chapter("when a request has several faults, the first in the order of the protoc
     [405, "method of the path, token", `POST ${one}`, {}],
     [204, "OPTIONS needs no token", `OPTIONS ${ITEMS}`, {}],
     [401, "token, type", `POST ${ITEMS}`, { ...form, body: "a=b" }],
-    [401, "read token, query", `GET ${ITEMS}?limit=0`, {}],
     [403, "token that may only read, type", `POST ${ITEMS}`, { ...form, ...reader, body: "a=b" }],
     [415, "type, size", `POST ${ITEMS}`, { ...merge, ...writer, ...big }],
     [413, "size, JSON", `PUT ${none}`, { ...writer, ...html, ...big }],
@@ -639,7 +638,8 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
     const lockOf = async (to: Live) => (await documentOf(to)).paths[ITEMS]?.get?.security;
     const locks = await Promise.all([live, await started, guarded].map(lockOf));
     expect(locks).toEqual([[], [], undefined]); // where it says nothing, what holds for all counts
-    expect(await documentOf(guarded)).toMatchObject({ security: [{ bearer: [] }] });
+    const text = JSON.stringify(await documentOf(guarded));
+    expect(text).toMatch(/"security":\[\{"bearer":\[\]\}\].*"scheme":"bearer"/);
   });
 });
 

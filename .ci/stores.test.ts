@@ -209,7 +209,10 @@ describe.concurrent("a store that is out of reach for a while", () => {
       const unlock = await lock(to.store, "share");
       const waiting = writes().map(([request, asks]) => to.status(request, asks));
       expect(await Promise.all(waiting)).toEqual([503, 503, 503, 503]);
+      // Neither of these says that writes are served.
       expect(await to.status(`GET ${ITEMS}/1`)).toBe(200);
+      expect(await to.status(`OPTIONS ${ITEMS}/1`)).toBe(204);
+      expect(await to.status(`DELETE ${ITEMS}/1`)).toBe(503);
       await unlock();
       for (const name of ["x", "y"])
         expect(await to.status(`PUT ${ITEMS}/1`, { json: fresh({ name }) })).toBe(200);
