@@ -80,6 +80,7 @@ describe("in a real browser", () => {
     expect(await tryOut("deleteItem", "*", "[placeholder=If-Match]")).toBe("204");
     const size = `parseFloat(getComputedStyle(${find(answered)}).fontSize)`;
     expect(await view.evaluate<number>(size)).toBeGreaterThanOrEqual(32);
+    expect(await view.evaluate(`!!${find("textarea[aria-label='Request body']")}`)).toBe(true);
     // The first field of each form is one of the item's.
     const first = `[...document.querySelectorAll(".parameters tbody tr")][0]?.dataset.paramName`;
     expect(await view.evaluate<string>(first)).not.toMatch(/^(If|Content)-/);
