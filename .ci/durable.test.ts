@@ -207,7 +207,7 @@ describe.concurrent("a race for one item", () => {
       ])
         await Promise.all(
           FIFTY.map(async (client) => {
-            for (let turn = 0; turn < 20; turn++) {
+            for (let turn = 0; turn < (POSTGRES ? 8 : 20); turn++) {
               const method = methods[random(methods.length)] ?? "";
               const path = method === "POST" ? ITEMS : `${ITEMS}/storm`;
               const json = method === "DELETE" ? undefined : fresh({ id: "storm", name: "same" });
@@ -236,10 +236,11 @@ describe.concurrent("a race for one item", () => {
   });
 
   test("no count is lost: who reads, adds one and puts it back if nobody else has", async () => {
+    const own = POSTGRES ? 4 : 10; // there each try waits for the disk alone
     await inOneAndInTwo(async (servers) => {
       await turnOf(servers, 0).ask(`PUT ${ITEMS}/count`, { json: fresh({ name: "0" }) });
       const clients = Array.from({ length: 8 }, async (_, client) => {
-        for (let added = 0, turn = 0; added < 10; turn++) {
+        for (let added = 0, turn = 0; added < own; turn++) {
           const [reader, writer] = [turnOf(servers, turn), turnOf(servers, client + turn)];
           const { headers, json } = await reader.ask(`GET ${ITEMS}/count`);
           const asks = { json: { name: `${Number(json.item) + 1}` } };
@@ -250,7 +251,7 @@ describe.concurrent("a race for one item", () => {
         }
       });
       await Promise.all(clients);
-      expect((await turnOf(servers, 1).ask(`GET ${ITEMS}/count`)).json.item).toBe("80");
+      expect((await turnOf(servers, 1).ask(`GET ${ITEMS}/count`)).json.item).toBe(`${8 * own}`);
     });
   });
 });
