@@ -623,7 +623,7 @@ function send(next: (request: Request) => unknown) {
     if (hasBody) await dropBody(request, response.status);
     if (hasBody) app.server?.timeout(arrived, IDLE_TIME);
     if (method === "HEAD") response.headers.set("date", new Date().toUTCString()); // Bun has none
-    if (response.status === 304) response.headers.delete("content-length"); // a HEAD has 0
+    if (response.status === 304) response.headers.delete("content-length"); // Elysia says 0
     if (/\bclose\b/i.test(headers.get("connection") ?? ""))
       response.headers.append("connection", "close");
     if (DELAY > 0 && !isPreflight(request))
@@ -988,7 +988,7 @@ function openSqlite(file: string): Engine {
       try {
         const answers = jobs.map(attempt);
         run(["commit"]);
-        jobs.forEach(({ resolve }, index) => resolve(answers[index])); // but those rejected
+        jobs.forEach(({ resolve }, index) => resolve(answers[index])); // a no-op if rejected
       } catch (error) {
         if (db.inTransaction) run(["rollback"]);
         for (const { reject } of jobs) reject(error);
