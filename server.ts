@@ -997,9 +997,8 @@ function openSqlite(file: string): Engine {
 
     /** Another process has the lock: each job waits for it as long as its request may. */
     function postpone(jobs: Job[], error: unknown) {
-      const isLocked = /BUSY|LOCKED/.test(codeOf(error));
       for (const job of jobs)
-        if (isLocked && performance.now() < job.until) waiting.push(job);
+        if (isLocked(error) && performance.now() < job.until) waiting.push(job);
         else job.reject(error);
       if (waiting.length > 0) setTimeout(transact, 5);
     }
@@ -1044,10 +1043,17 @@ function openSqlite(file: string): Engine {
 function openDatabase(file: string) {
   try {
     const db = new Database(file);
-    db.run("pragma busy_timeout = 2000; pragma journal_mode = wal; pragma synchronous = full");
-    db.run("pragma fullfsync = 1"); // macOS does not wait for the disk without it
-    db.run("pragma busy_timeout = 0"); // or SQLite would wait, and the whole process with it
-    return db;
+    const until = performance.now() + REQUEST_TIME;
+    while (true)
+      try {
+        db.run("pragma journal_mode = wal; pragma synchronous = full");
+        db.run("pragma fullfsync = 1"); // macOS does not wait for the disk without it
+        return db;
+      } catch (error) {
+        // Of two that start at once on a new file, each may hold what the other needs.
+        if (!isLocked(error) || performance.now() > until) throw error;
+        Bun.sleepSync(5);
+      }
   } catch (error) {
     if (!/CANTOPEN|READONLY/.test(codeOf(error))) throw error;
     // In a folder that takes no files there can be no log. What nobody writes can be read without.
@@ -1150,6 +1156,8 @@ const isBrief = (error: unknown) =>
   /^(08|40001|40P01|53300|57P|ERR_POSTGRES_CONNECTION)/.test(codeOf(error));
 const isUnwritable = (error: unknown) =>
   /^(25006|53100|SQLITE_(CANTOPEN|FULL|READONLY))/.test(codeOf(error));
+/** SQLite does not wait by itself: the whole process would. */
+const isLocked = (error: unknown) => /BUSY|LOCKED/.test(codeOf(error));
 /** PostgreSQL's word for an error that ends a session, or lets none begin. */
 const isFatal = (error: unknown) =>
   (error as { severity?: string } | undefined)?.severity === "FATAL";
@@ -1157,7 +1165,8 @@ const isPassing = (error: unknown) =>
   isFatal(error) ||
   isBrief(error) ||
   isUnwritable(error) ||
-  /^(25P|40|53|55|57|ABORT|SQLITE_(BUSY|IOERR|LOCKED))/.test(codeOf(error));
+  isLocked(error) ||
+  /^(25P|40|53|55|57|ABORT|SQLITE_IOERR)/.test(codeOf(error));
 
 function codeOf(error: unknown) {
   if (error instanceof DOMException) return "ABORT";

@@ -5,11 +5,21 @@
  *     bun test ./.ci/stores.test.ts     on SQLite, or with TEST_DATABASE_URL
  */
 import { describe, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import {
   type Asks,
   can,
+  environment,
   FOLDER,
   fresh,
   idsOf,
@@ -20,10 +30,12 @@ import {
   operations,
   outside,
   POSTGRES,
+  program,
   runToItsEnd,
   spawn,
   start,
 } from "../server.test";
+import { until } from "./clusters";
 
 const [onSqlite, onPostgres] = [test.if(!POSTGRES), test.if(!!POSTGRES)];
 console.log(
@@ -34,6 +46,16 @@ console.log(
 const ordinary =
   process.getuid?.() === 0 ? ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] : [];
 const withLimits = test.if(!POSTGRES && can([...ordinary, "true"], "what a user may not"));
+
+/** What Linux says of a process, nothing where it is gone. */
+function contentOf(file: string) {
+  return existsSync(file) ? readFileSync(file, "utf8") : "";
+}
+function filesOf(pid: number) {
+  const folder = `/proc/${pid}/fd`;
+  const names = existsSync(folder) ? readdirSync(folder) : [];
+  return names.map((name) => existsSync(join(folder, name)) && readlinkSync(join(folder, name)));
+}
 
 const writes = () => operations().filter(([request]) => !request.startsWith("GET"));
 const fileOf = (store: string) => store.slice("sqlite://".length);
@@ -221,6 +243,25 @@ describe.concurrent("a store that is out of reach for a while", () => {
     const lines = "Writes get 503: database is locked.\nWrites are served again.\n";
     expect(to.stderr.text).toBe(lines.repeat(2));
   });
+
+  // SQLite does not wait for a file that is new to its log, where one reads and another will write.
+  test.if(!POSTGRES && existsSync("/proc/self/io"))(
+    "is waited for at the start: a lock on a file that is new",
+    async () => {
+      const DATABASE_URL = await newStore();
+      const unlock = await lock(DATABASE_URL, "share");
+      const { child, stderr, stdout } = spawn(program(), FOLDER, environment({ DATABASE_URL }));
+      const readsOf = () => Number(/syscr: (\d+)/.exec(contentOf(`/proc/${child.pid}/io`))?.[1]);
+      const hasFile = () => filesOf(child.pid).includes(fileOf(DATABASE_URL));
+      await until(async () => child.exitCode !== null || hasFile());
+      const before = readsOf();
+      await until(async () => child.exitCode !== null || readsOf() > before + 20); // it has tried
+      await unlock();
+      expect([await stdout.until(/^Items/m), stderr.text]).toEqual(["Items", ""]);
+      child.kill();
+      expect(await child.exited).toBe(0);
+    },
+  );
 
   onPostgres(
     "is named once on stderr without its address: a database that lets nobody in",
