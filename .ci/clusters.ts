@@ -291,7 +291,7 @@ async function freePort() {
 
 /** For what nobody announces: asks until it is so. The end of the suite is its only limit. */
 export async function until(isSo: () => Promise<boolean>) {
-  while (!(await isSo())) await Bun.sleep(10);
+  while (!(await isSo())) await Bun.sleep(200);
 }
 
 // ── Commands ── the suite of server.test.ts on a cluster of its own ──────────────────────────────
