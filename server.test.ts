@@ -114,7 +114,6 @@ route(`GET ${ITEMS}`, ({ title }) => {
   });
 
   test.each([
-    ["after something that is not there", "after=%F0%9F%98%81", []],
     ["after U+0000", "name=banana&after=%00", ["2"]],
     ["a name with U+0000", "name=banana%00", []],
     ["all three members", "limit=100&after=+&name=ban%61na", ["2"]],
@@ -146,13 +145,6 @@ route(`POST ${ITEMS}`, ({ says, title }) => {
     expect(decodeURIComponent(location)).toBe(`${ITEMS}/${id}`);
     expect((await ask(`GET ${location}`)).json.item).toBe(id.repeat(8));
     expect(await status(`DELETE ${location}`)).toBe(204);
-  });
-
-  test("201 with a member given twice, of which the last counts; a pair may be two escapes", async () => {
-    const twice = '"name":"first","name":"\\ud83d\\ude00"';
-    const body = JSON.stringify(fresh({ id: "twice", name: "" })).replace('"name":""', twice);
-    const { headers } = await ask(`POST ${ITEMS}`, { body });
-    expect(await answer(`GET ${headers.get("location")}`)).toBe('200 {"item":"😀"}');
   });
 
   test("400 what is required: a missing member comes before a bad value", async () => {
@@ -418,7 +410,6 @@ chapter("anywhere", () => {
     ["/", "GET, HEAD, OPTIONS", null],
     [ITEMS, "GET, HEAD, OPTIONS, POST", null],
     [`${ITEMS}/1`, all, PATCH_TYPES],
-    ["/swagger", "GET, HEAD, OPTIONS", null],
   ])("204 to OPTIONS %s, 405 to what it does not allow", async (path, allowed, types) => {
     const { headers, status } = await ask(`OPTIONS ${path}`);
     expect([status, headers.get("allow")]).toEqual([204, allowed]);
@@ -450,15 +441,6 @@ chapter("anywhere", () => {
       expect((await raw(wire(`${method} ${ITEMS}${rest}`, HOST))).status).toBe(400);
   });
 
-  test.each([0x80, 0xe9, 0xff])(
-    "400 to a target with a byte that is no UTF-8: %d",
-    async (byte) => {
-      const bytes = Buffer.from(wire(`PUT ${ITEMS}/${String.fromCharCode(byte)}`, HOST), "latin1");
-      const reply = parse(await exchange(live, bytes));
-      expect((await inspect(live, `PUT ${ITEMS}/\ufffd`, reply)).status).toBe(400);
-    },
-  );
-
   test("421 to a Host that only looks like ours, 200 to any that is, or is an address", async () => {
     for (const [request, asks] of operations())
       for (const host of ["localhost.evil.example:80", "evillocalhost", "1.2.3.4.example"])
@@ -477,6 +459,17 @@ chapter("anywhere", () => {
   test.each(nowhere.split(" "))("404 No such path: %s", async (path) => {
     const { json, status } = await raw(wire(`GET ${path}`, HOST));
     expect([status, json.error]).toEqual([404, "No such path"]);
+  });
+
+  test("404 arrives though its client sends on, and says close", async () => {
+    const piece = "x".repeat(50_000);
+    const head = wire("POST /nowhere", HOST, "Connection: close", "Content-Length: 150000");
+    const { answer, socket } = await open(live, head, piece);
+    for (const each of [piece, piece]) {
+      await ask(`GET ${ITEMS}/9`); // so the server has seen what came before
+      expect(socket.write(each)).toBe(each.length);
+    }
+    expect((await inspect(live, "POST /nowhere", parse(await answer))).status).toBe(404);
   });
 
   test("501 to a method that no path has, and to CONNECT whatever its Host", async () => {
@@ -565,7 +558,7 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
     expect(await status(`GET ${ITEMS}/1`)).toBe(200);
     expect(await status(`DELETE ${ITEMS}/1`)).toBe(401);
     expect(await status(`DELETE ${ITEMS}/9`, { authorization: "Bearer s3cret" })).toBe(404);
-    await stdout.until(/404 {2}DELETE/);
+    await stdout.until(/404 {2}DELETE/); // the log is there while the server runs
     expect(stdout.text + stderr.text).not.toContain("s3cret");
   });
 
@@ -592,23 +585,14 @@ chapter("TOKEN alone, ALLOWED_HOSTS and CORS_ORIGIN", () => {
       }
   });
 
-  const near = "http://localhost https://localhost:5173 http://app.localhost:3000 http://[::1]:81";
-  const far = "http://page.example http://10.0.0.1 http://localhost:123456 ftp://localhost null";
-  const posing = "http://localhost.evil.example http://evillocalhost http://127.0.0.1.evil.example";
-  test.each([
-    ["the pages of this machine", `${near} http://127.0.0.1:8080 https://127.1.2.3`, true],
-    ["no other", `${far} ${posing}`, false],
-  ])("without CORS_ORIGIN, %s may read", async (_, origins, isOpen) => {
-    for (const origin of origins.split(" ")) {
-      const { headers } = await ask(`GET ${ITEMS}/1`, { origin });
-      expect(headers.get("access-control-allow-origin")).toBe(isOpen ? origin : null);
-    }
-  });
-
   test("the document has a lock on reads only where they need a token", async () => {
-    const lockOf = async (to: Live) => (await documentOf(to)).paths[ITEMS]?.get?.security;
+    const lockOf = async (to: Live) => {
+      const { responses, security } = (await documentOf(to)).paths[ITEMS]?.get ?? {};
+      return [security, Object.keys(responses ?? {}).includes("401")];
+    };
     const locks = await Promise.all([live, await started, guarded].map(lockOf));
-    expect(locks).toEqual([[], [], undefined]); // where it says nothing, what holds for all counts
+    const isOpen = [[], false]; // where security is not said, what holds for all counts
+    expect(locks).toEqual([isOpen, isOpen, [undefined, true]]);
     const text = JSON.stringify(await documentOf(guarded));
     expect(text).toMatch(/"security":\[\{"bearer":\[\]\}\].*"scheme":"bearer"/);
   });
@@ -625,7 +609,7 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
 
   test.each([
     [407, "proxy-authenticate", /realm=/],
-    [416, "content-range", /^bytes \*/],
+    [416, "content-range", /^bytes \*\/0$/],
     [418, "preference-applied", /^code=418$/],
     [426, "connection", /^upgrade/],
     [426, "upgrade", /^HTTP/],
@@ -645,7 +629,8 @@ chapter("CORS_ORIGIN=* and REHEARSE", () => {
   test("the document says where each parameter goes; all that is taken and given is JSON", async () => {
     const { info, paths } = await documentOf(await started);
     const license = { name: "MIT", url: "https://opensource.org/license/mit" };
-    expect(info).toMatchObject({ title: "Items", version: "1.0.0", license });
+    const contact = { name: "Whoever runs this server" };
+    expect(info).toMatchObject({ title: "Items", version: "1.0.0", contact, license });
     const [prefer, json] = ["header Prefer", "application/json"];
     const fields = `header If-Match, header If-None-Match, ${prefer}`;
     const lines = Object.entries(paths).flatMap(([path, methods]) =>
@@ -698,16 +683,22 @@ chapter("RATE", () => {
 chapter("failures", () => {
   test("500 where an item breaks its schema, and to all when the table is gone", async () => {
     const to = await start();
-    await to.ask(`GET ${ITEMS}/2`);
-    await to.stdout.until(/200 {2}GET/); // the log is there while the server runs
-    const { socket } = await open(to, postOf(9), "{");
-    await to.ask(`GET ${ITEMS}/2`);
-    socket.terminate();
-    await to.stdout.until(/gone {2}POST/);
+    for (const length of [2, 3, 4, 5, 6, 7, 8, 9]) {
+      (await open(to)).socket.end(`${postOf(length)}{`); // this client is gone before its answer
+      await to.ask(`GET ${ITEMS}/2`);
+    }
     await outside(to.store, `update items set document = '{"id":"1","name":5}' where id = '1'`);
     for (const target of [`${ITEMS}/1`, `${ITEMS}?limit=1`])
       expect(await to.answer(`GET ${target}`)).toBe('500 {"error":"Server error"}');
     expect(await to.status(`GET ${ITEMS}?after=1`)).toBe(200);
+    // Of those that share a commit, only those fail that break a rule of the table.
+    const name = POSTGRES ? "(document::json ->> 'name')" : "(document ->> '$.name')";
+    await outside(to.store, `create unique index one_of_a_name on items (${name})`);
+    const named = (index: number) => (index % 10 ? `n${index}` : "banana");
+    const writes = fifty.map((index) =>
+      to.ask(`POST ${ITEMS}`, { json: fresh({ id: `${index}, shared`, name: named(index) }) }),
+    );
+    expect(await tally(writes)).toEqual({ 201: 45, 500: 5 });
     await outside(to.store, "drop table items");
     for (const [request, asks] of [...operations(), ...operations()])
       expect(await to.answer(request, asks)).toBe('500 {"error":"Server error"}');
@@ -716,6 +707,7 @@ chapter("failures", () => {
     expect(to.stderr.text).toMatch(/^GET \S+\/1: the answer breaks its schema.*\n/);
     expect(to.stderr.text).toMatch(/no such table: items|relation "items" does not exist/);
     expect(to.stdout.text + to.stderr.text).not.toMatch(/Writes|Reads|Warning/);
+    expect(to.stdout.text.match(/ {2}gone {2}POST/g)).toHaveLength(8);
   });
 
   test("503 to a write that waits too long for a lock, and it is not made later", async () => {
@@ -774,6 +766,7 @@ chapter("failures", () => {
     "DATABASE_URL may only be one that opens: sqlite://FILE, sqlite://:memory: or postgres://USER@HOST/DATABASE.",
     "TOKEN may only be visible ASCII characters without a space (it is set, but empty).",
     'ALLOWED_HOSTS is "a.test:80", but may only be hosts without a port.',
+    'ALLOWED_HOSTS is ",", but may only be hosts without a port.',
     'CORS_ORIGIN is "http://a.test/", but may only be * or origins like http://a.test:81.',
     'RATE is "1000000", but may only be a whole number up to 999999.',
     'DELAY is "25001", but may only be a whole number of milliseconds up to 25000.',
@@ -850,7 +843,9 @@ chapter("another item", () => {
     const members = `at: t.Optional(t.String({ format: "date-time" })), note: t.Optional(t.String()),
       size: t.Optional(t.Object({ wide: t.Number(), flat: t.Optional(t.Boolean()) })),\n`;
     const code = readFileSync(beside("server.ts"), "utf8");
-    await Bun.write(join(folder, "server.ts"), code.replace("  name: t.String(", `${members}$&`));
+    const odd = `.get("/:id/odd", ({ set }) => void (set.headers.odd = "a\\nb"))\n`;
+    const copy = code.replace("  name: t.String(", `${members}$&`);
+    await Bun.write(join(folder, "server.ts"), copy.replace(/(?=\n {4}\.delete\()/, `\n${odd}`));
     const env = environment({ DATABASE_URL: "sqlite://:memory:" });
     const { child, stdout } = await inTurn(async () => spawn(program(folder), folder, env));
     const url = await stdout.until(/http:\/\/\S+(?=\n)/);
@@ -859,10 +854,15 @@ chapter("another item", () => {
       expect([at, await put({ at })]).toEqual([at, 422]);
     for (const bad of [{ note: "\0" }, { note: 5 }, { size: { flat: true } }, { size: [] }])
       expect([bad, await put(bad)]).toEqual([bad, 422]);
-    const [method, headers] = ["PUT", { "content-type": "application/json" }];
-    const body = JSON.stringify(fresh({ note: "\0" }));
-    const refused = await fetch(`${url}${ITEMS}/1`, { method, headers, body });
-    expect(await refused.json()).toEqual({ error: "No text may hold U+0000" });
+    for (const [method, json, error] of [
+      ["PUT", fresh({ note: "\0" }), "No text may hold U+0000"],
+      ["PATCH", { size: { flat: true } }, "wide must be as the document says"],
+    ] as const) {
+      const init = { headers: { "content-type": "application/json" }, body: JSON.stringify(json) };
+      const refused = await fetch(`${url}${ITEMS}/2`, { method, ...init });
+      expect(await refused.json()).toEqual({ error });
+    }
+    expect(await sent(`GET ${url}${ITEMS}/1/odd`)).toBe(500); // no field may hold a line break
     const good = { at: "2024-02-29T23:59:59.5+01:00", note: "", size: { wide: 1.5, flat: true } };
     expect(await put(good)).toBe(200);
     const patch = { note: null, size: { flat: null, wide: 2 } };

