@@ -1156,7 +1156,7 @@ const isBrief = (error: unknown) =>
   /^(08|40001|40P01|53300|57P|ERR_POSTGRES_CONNECTION)/.test(codeOf(error));
 const isUnwritable = (error: unknown) =>
   /^(25006|53100|SQLITE_(CANTOPEN|FULL|READONLY))/.test(codeOf(error));
-/** SQLite does not wait by itself: the whole process would. */
+/** Another process has the lock. SQLite could wait for it, and the whole process with it. */
 const isLocked = (error: unknown) => /BUSY|LOCKED/.test(codeOf(error));
 /** PostgreSQL's word for an error that ends a session, or lets none begin. */
 const isFatal = (error: unknown) =>
