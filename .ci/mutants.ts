@@ -2,7 +2,7 @@
  * Can the tests fail? Changes server.ts in one place at a time, by a rule over its text, and runs
  * `bun test` on each: how many of the changes does it see, and which ones survive?
  *
- *     bun .ci/mutants.ts                      a hundred changes; half an hour on two cores
+ *     bun .ci/mutants.ts                      a hundred changes; twenty minutes on two cores
  *     bun .ci/mutants.ts --from 20 --to 40    the 21st to the 40th of them
  *     bun .ci/mutants.ts --only 9,52          these two
  *     bun .ci/mutants.ts --of 300             as many as that, spread over the file in the same way
