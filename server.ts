@@ -1157,7 +1157,7 @@ const isBrief = (error: unknown) =>
 const isUnwritable = (error: unknown) =>
   /^(25006|53100|SQLITE_(CANTOPEN|FULL|READONLY))/.test(codeOf(error));
 /** Another process has the lock. SQLite could wait for it, and the whole process with it. */
-const isLocked = (error: unknown) => /BUSY|LOCKED/.test(codeOf(error));
+const isLocked = (error: unknown) => /^SQLITE_(BUSY|LOCKED)/.test(codeOf(error));
 /** PostgreSQL's word for an error that ends a session, or lets none begin. */
 const isFatal = (error: unknown) =>
   (error as { severity?: string } | undefined)?.severity === "FATAL";

@@ -12,22 +12,22 @@ import {
   addressOf,
   type Cluster,
   createDatabase,
+  each,
   endAll,
+  nothingRuns,
   query,
   startAddress,
   startBalancer,
   startCluster,
   startPooler,
   startReplica,
+  turnOf,
   until,
 } from "./clusters";
 
 const CLIENTS = 20;
 afterAll(endAll);
 
-const turnOf = (servers: Live[], turn: number) => servers[turn % servers.length] as Live;
-const each = <Done>(count: number, work: (index: number) => Promise<Done>) =>
-  Promise.all(Array.from({ length: count }, (_, index) => work(index)));
 const nameOf = (url: string) => new URL(url).pathname;
 
 /** Two servers on the same store: what one has acknowledged, both know. */
@@ -89,13 +89,6 @@ async function writeToLocked(servers: Live[], store: string) {
   await nothingRuns(store);
   expect(await query(store, "select id from items where id like 'locked-%'")).toHaveLength(0);
 }
-
-const nothingRuns = (store: string) =>
-  until(async () => {
-    const busy = `select 1 from pg_stat_activity where datname = current_database()
-      and pid <> pg_backend_pid() and state <> 'idle'`;
-    return (await query(store, busy)).length === 0;
-  });
 
 /** Many clients that create items, until they are told to stop. */
 function load(to: Live) {

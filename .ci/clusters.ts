@@ -13,6 +13,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import type { Live } from "../server.test";
 
 /** The database that is there already. */
 export const HERE = Bun.env.TEST_DATABASE_URL || "postgres://postgres@127.0.0.1:5432/postgres";
@@ -293,6 +294,23 @@ async function freePort() {
 export async function until(isSo: () => Promise<boolean>) {
   while (!(await isSo())) await Bun.sleep(200);
 }
+
+// ── Clients ── many at once, of one server or of several ─────────────────────────────────────────
+
+/** Does as many things at once. */
+export const each = <Done>(count: number, work: (index: number) => Promise<Done>) =>
+  Promise.all(Array.from({ length: count }, (_, index) => work(index)));
+
+/** The server that a client asks in its turn: what one has acknowledged, all of them know. */
+export const turnOf = (servers: Live[], turn: number) => servers[turn % servers.length] as Live;
+
+/** Waits for the end of every statement: what a server has sent before is done then. */
+export const nothingRuns = (store: string) =>
+  until(async () => {
+    const busy = `select 1 from pg_stat_activity where datname = current_database()
+      and pid <> pg_backend_pid() and state <> 'idle'`;
+    return (await query(store, busy)).length === 0;
+  });
 
 // ── Commands ── the suite of server.test.ts on a cluster of its own ──────────────────────────────
 

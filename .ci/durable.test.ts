@@ -32,6 +32,7 @@ import {
   tally,
   wire,
 } from "../server.test";
+import { turnOf } from "./clusters";
 
 const FIFTY = Array.from({ length: 50 }, (_, index) => index);
 const [onSqlite, onPostgres] = [test.if(!POSTGRES), test.if(!!POSTGRES)];
@@ -147,7 +148,6 @@ describe.concurrent("a race for one item", () => {
       expect(POSTGRES ? to.stderr.text.replace(waited, "") : to.stderr.text).toBe("");
     }
   }
-  const turnOf = (servers: Live[], turn: number) => servers[turn % servers.length] as Live;
 
   test("of fifty who create one id, one does; of fifty who hold one ETag, one wins", async () => {
     await inOneAndInTwo(async (servers) => {

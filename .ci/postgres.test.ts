@@ -23,10 +23,13 @@ import {
   addressOf,
   createDatabase,
   createRole,
+  each,
   endAll,
   HERE,
+  nothingRuns,
   query,
   startAddress,
+  turnOf,
   until,
 } from "./clusters";
 
@@ -39,11 +42,6 @@ afterAll(endAll);
 
 const put = (name: string): Asks => ({ json: fresh({ name }) });
 const post = (id: string): Asks => ({ fleeting: true, json: fresh({ id, name: "x" }) });
-const each = <Done>(count: number, work: (index: number) => Promise<Done>) =>
-  Promise.all(Array.from({ length: count }, (_, index) => work(index)));
-
-/** The server that a client asks in its turn: what one has acknowledged, all of them know. */
-const turnOf = (servers: Live[], turn: number) => servers[turn % servers.length] as Live;
 
 /** The answers of one server to one request of each kind, as `200 GET`. */
 async function answersOf(to: Live) {
@@ -489,11 +487,3 @@ async function setOf(store: string, setting: string) {
     where datname = '${nameOf(store)}' and state = 'idle'`,
   );
 }
-
-/** Waits for the end of every statement: what a server has sent before is done then. */
-const nothingRuns = (store: string) =>
-  until(async () => {
-    const busy = `select 1 from pg_stat_activity where datname = current_database()
-      and pid <> pg_backend_pid() and state <> 'idle'`;
-    return (await query(store, busy)).length === 0;
-  });

@@ -244,7 +244,7 @@ describe.concurrent("a store that is out of reach for a while", () => {
     expect(to.stderr.text).toBe(lines.repeat(2));
   });
 
-  // SQLite does not wait for a file that is new to its log, where one reads and another will write.
+  // Where a file has no log yet and another writes it, SQLite refuses the log at once.
   test.if(!POSTGRES && existsSync("/proc/self/io"))(
     "is waited for at the start: a lock on a file that is new",
     async () => {
